@@ -1,7 +1,8 @@
 """Every error a user can meet.
 
-A message has four parts: the rule, the value that broke it, the cause where it is known, and the remedy. Errors cross
-process boundaries (worker to controller to driver), so each one is rebuilt from exactly the arguments it was made with.
+A message has four parts: the rule, the value that broke it, the cause where it is known, and the
+remedy. Errors cross process boundaries (worker to controller to driver), so each one is rebuilt
+from exactly the arguments it was made with.
 """
 
 from __future__ import annotations

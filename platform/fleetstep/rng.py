@@ -1,16 +1,20 @@
-"""All randomness starts here: a number is addressed by (seed, purpose, position), never carried in a state.
+"""All randomness starts here: a number is addressed by (seed, purpose, position), never carried in
+a state.
 
 Format 1 (pinned by `tests/golden/rng.json`; see docs/decisions.md):
 
 * key = blake2b(repr of seed and purpose, 16 bytes), as the two 64-bit key words of Philox 4x64-10;
 * positions are grouped into blocks of `BLOCK` = 32; the counter of block b starts at (0, b, 0, 0);
-* a block holds its 32 positions one after the other, each with prod(shape) 64-bit words, row-major;
-* a uniform is (word >> 11 + 1/2) * 2^-53, hence strictly inside (0, 1);
-* a normal is the inverse normal CDF of a uniform (Wichura 1988, AS 241 PPND16) in float64, rounded to float32.
+* a block holds its 32 positions one after the other, each with prod(shape) 64-bit words,
+row-major;
+* a uniform is ((word >> 12) + 1/2) * 2^-52, exact in float64 and strictly inside (0, 1);
+* a normal is the inverse normal CDF of a uniform (Wichura 1988, AS 241 PPND16) in float64, rounded
+to float32.
 
-Only IEEE additions, multiplications, divisions and square roots are used, each rounded exactly by every CPU; the one
-logarithm (in the tails) is built from them too, because libm and vector libraries differ in the last bit between CPU
-types. So the values depend on neither torch, nor the device, nor the processor.
+Only IEEE additions, multiplications, divisions and square roots are used, each rounded exactly by
+every CPU; the one logarithm (in the tails) is built from them too, because libm and vector
+libraries differ in the last bit between CPU types. So the values depend on neither torch, nor the
+device, nor the processor.
 """
 
 from __future__ import annotations
@@ -46,7 +50,9 @@ def bits(seed: int, purpose: str, first: int, count: int, shape: tuple[int, ...]
         ValueError: if `first` or `count` is negative.
     """
     if first < 0 or count < 0:
-        raise ValueError(f"positions start at 0 and counts are not negative, got {first=}, {count=}")
+        raise ValueError(
+            f"positions start at 0 and counts are not negative, got {first=}, {count=}"
+        )
     words = math.prod(shape)
     if count == 0 or words == 0:
         return np.empty((count, *shape), np.uint64)
@@ -61,27 +67,35 @@ def bits(seed: int, purpose: str, first: int, count: int, shape: tuple[int, ...]
     return everything[start : start + count]
 
 
-def uniform(seed: int, purpose: str, first: int, count: int, shape: tuple[int, ...] = ()) -> Float64:
+def uniform(
+    seed: int, purpose: str, first: int, count: int, shape: tuple[int, ...] = ()
+) -> Float64:
     """Uniform numbers in (0, 1), float64, shape (count, *shape)."""
-    return ((bits(seed, purpose, first, count, shape) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return _uniform_of(bits(seed, purpose, first, count, shape))
 
 
 def draw(seed: int, purpose: str, first: int, count: int, shape: tuple[int, ...] = ()) -> Float32:
     """Standard normal numbers, float32, shape (count, *shape).
 
-    Row i belongs to position first+i alone: any split of a range into calls gives the same numbers.
+    Row i belongs to position first+i alone: any split of a range into calls gives the same
+    numbers.
     """
     words = bits(seed, purpose, first, count, shape).reshape(-1)
     out = np.empty(words.shape, np.float32)
     for start in range(0, words.size, _PIECE):
-        piece = words[start : start + _PIECE]
-        u = ((piece >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        out[start : start + _PIECE] = normal_icdf(u)
+        out[start : start + _PIECE] = normal_icdf(_uniform_of(words[start : start + _PIECE]))
     return out.reshape(count, *shape)
 
 
+def _uniform_of(words: UInt64) -> Float64:
+    # 52 bits and a half: with 53 the largest word would round up to 1, whose normal is infinite.
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
 def permutation(seed: int, purpose: str, index: int, size: int) -> npt.NDArray[np.int64]:
-    """The `index`-th permutation of range(size) under (seed, purpose): the order of `size` random words."""
+    """The `index`-th permutation of range(size) under (seed, purpose): the order of `size` random
+    words.
+    """
     words = bits(seed, f"{purpose}|{index}", 0, size)
     return np.argsort(words, kind="stable")
 
@@ -127,7 +141,9 @@ _ATANH = tuple(1.0 / (2 * k + 1) for k in range(11, -1, -1))
 
 
 def _log(x: Float64) -> Float64:
-    """Natural logarithm from exactly rounded operations: log m + e log 2, log m = 2 atanh((m-1)/(m+1))."""
+    """Natural logarithm from exactly rounded operations: log m + e log 2, log m = 2
+    atanh((m-1)/(m+1)).
+    """
     mantissa, exponent = np.frexp(x)
     small = mantissa < math.sqrt(0.5)
     mantissa = np.where(small, mantissa * 2.0, mantissa)
@@ -137,7 +153,9 @@ def _log(x: Float64) -> Float64:
 
 
 def normal_icdf(u: Float64) -> Float64:
-    """Inverse of the standard normal CDF, float64, relative error about 1e-15 (Wichura 1988, AS 241)."""
+    """Inverse of the standard normal CDF, float64, relative error about 1e-15 (Wichura 1988, AS
+    241).
+    """
     q = u - 0.5
     r = 0.180625 - q * q
     z: Float64 = q * _horner(_A, r) / _horner(_B, r)

@@ -1,7 +1,7 @@
 """The leaf of every configuration: a closed, frozen pydantic model.
 
-Packages declare their configs as `Spec`s in plain-Python `spec.py` modules, so that a whole experiment is checked
-without importing torch.
+Packages declare their configs as `Spec`s in plain-Python `spec.py` modules, so that a whole
+experiment is checked without importing torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """A piece of configuration: unknown keys are refused, values cannot change after construction."""
+    """A piece of configuration: unknown keys are refused, values cannot change after
+    construction.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -26,7 +30,9 @@ def _check_span(value: int | str) -> int | str:
     if isinstance(value, str):
         match = _PERCENT.fullmatch(value.strip())
         if match is None or not 0 <= float(match[1]) <= 100:
-            raise ValueError('a span is a number of images (102400) or a share of the budget ("5%")')
+            raise ValueError(
+                'a span is a number of images (102400) or a share of the budget ("5%")'
+            )
     elif value < 0:
         raise ValueError("a span of images must not be negative")
     return value
@@ -39,8 +45,8 @@ Span = Annotated[int | str, AfterValidator(_check_span)]
 def span_images(span: int | str, budget: int) -> int:
     """The number of images that `span` means in a run of `budget` images (shares are rounded up).
 
-    Shares keep a schedule's shape when a run is made shorter: an absolute ramp of 10 million images would leave a
-    run of 200,000 at 2 % of its learning rate.
+    Shares keep a schedule's shape when a run is made shorter: an absolute ramp of 10 million
+    images would leave a run of 200,000 at 2 % of its learning rate.
     """
     if isinstance(span, int):
         return span

@@ -33,7 +33,10 @@ def test_the_format_is_pinned_bit_by_bit(case):
 def test_any_split_of_a_range_gives_the_same_numbers(first, count, cut):
     cut = min(cut, count)
     whole = rng.draw(3, "noise", first, count, (2, 3))
-    parts = [rng.draw(3, "noise", first, cut, (2, 3)), rng.draw(3, "noise", first + cut, count - cut, (2, 3))]
+    parts = [
+        rng.draw(3, "noise", first, cut, (2, 3)),
+        rng.draw(3, "noise", first + cut, count - cut, (2, 3)),
+    ]
     assert np.array_equal(whole, np.concatenate(parts))
 
 
@@ -46,12 +49,15 @@ def test_seed_purpose_and_position_all_matter():
 
 
 def test_the_normal_transform_equals_the_inverse_cdf():
-    u = np.concatenate([rng.uniform(0, "u", 0, 50_000), [2.0**-54, 1e-300, 1e-10, 0.075, 0.0750001, 1 - 2.0**-53]])
+    u = np.concatenate(
+        [rng.uniform(0, "u", 0, 50_000), [2.0**-54, 1e-300, 1e-10, 0.075, 0.0750001, 1 - 2.0**-53]]
+    )
     np.testing.assert_allclose(rng.normal_icdf(u), ndtri(u), rtol=4e-15, atol=1e-300)
 
 
 def test_the_transform_does_not_depend_on_the_array_length_or_alignment():
-    # Vector libraries treat loop remainders differently from full registers; exactly rounded operations cannot.
+    # Vector libraries treat loop remainders differently from full registers; exactly rounded
+    # operations cannot.
     u = rng.uniform(1, "u", 0, 999)
     whole = rng.normal_icdf(u)
     single = np.concatenate([rng.normal_icdf(u[i : i + 1]) for i in range(u.size)])
@@ -73,6 +79,13 @@ def test_uniforms_are_strictly_inside_the_unit_interval():
     assert 0 < u.min()
     assert u.max() < 1
     assert stats.kstest(u, "uniform").pvalue > 1e-3
+
+
+def test_the_extreme_words_stay_inside_the_unit_interval_and_finite():
+    extremes = rng._uniform_of(np.array([0, 2**64 - 1], np.uint64))
+    assert 0 < extremes[0]
+    assert extremes[1] < 1
+    assert np.isfinite(rng.normal_icdf(extremes)).all()
 
 
 def test_a_permutation_is_one_and_differs_by_index():

@@ -1,0 +1,444 @@
+"""The command line: one program, one verb per thing a user does.
+
+Exit codes: 0 done, 1 failed while working, 2 refused before anything started (configuration,
+arguments, resources). Heavy libraries are imported inside the verbs, so that `--help` and a wrong
+config answer at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fleetstep import __version__
+from fleetstep.errors import FleetstepError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train, tune and evaluate fast diffusion models on a Ray cluster.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Pack and check datasets.")
+pack_app = typer.Typer(
+    no_args_is_help=True, help="Pack images into WebDataset shards with a manifest."
+)
+app.add_typer(data_app, name="data")
+data_app.add_typer(pack_app, name="pack")
+
+
+class Resume(enum.StrEnum):
+    """What to do about checkpoints that are there."""
+
+    AUTO = "auto"
+    MUST = "must"
+    NEVER = "never"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Out = Annotated[Path, typer.Option("--out", help="Dataset folder to make; must not exist.")]
+ShardSize = Annotated[int, typer.Option("--shard-size", min=1, help="Samples per shard.")]
+HeldOut = Annotated[
+    float,
+    typer.Option("--heldout", min=0, max=0.5, help="Share held out, chosen by content hash."),
+]
+Flip = Annotated[
+    bool | None,
+    typer.Option(
+        "--flip/--no-flip", help="Whether a mirrored image is a valid sample.", show_default=False
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides such as training.images=200000", show_default=False),
+]
+
+
+def main() -> None:
+    """Entry point of the console script: turns errors into one clear message and an exit code."""
+    try:
+        app()
+    except FleetstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+@pack_app.command("digits")
+def pack_digits_verb(out: Out, shard_size: ShardSize = 500, json_: Json = False) -> None:
+    """Pack scikit-learn's digits: 1,797 real 8x8 images, 10 classes, 1,500 to train and 297 held
+    out.
+
+    [dim]Example: fleetstep data pack digits --out data/digits[/dim]
+    """
+    from fleetstep.data.pack import pack_digits
+
+    _say_packed(pack_digits(out, shard_size=shard_size), out, json_)
+
+
+@pack_app.command("images")
+def pack_images_verb(
+    source: Annotated[Path, typer.Argument(help="Folder or zip; sub-folders are class labels.")],
+    out: Out,
+    size: Annotated[
+        int, typer.Option("--size", min=1, help="Edge length in pixels of the packed squares.")
+    ],
+    shard_size: ShardSize = 1000,
+    heldout: HeldOut = 0.05,
+    flip: Flip = None,
+    json_: Json = False,
+) -> None:
+    """Pack a folder or zip of images, centre-cropped and resized to squares.
+
+    [dim]Example: fleetstep data pack images ~/flowers --size 64 --out data/flowers[/dim]
+    """
+    from fleetstep.data.pack import pack_images
+
+    with _bar("packing") as progress:
+        manifest = pack_images(
+            source,
+            out,
+            size=size,
+            shard_size=shard_size,
+            heldout=heldout,
+            flip=flip,
+            progress=progress,
+        )
+    _say_packed(manifest, out, json_)
+
+
+@pack_app.command("npz")
+def pack_npz_verb(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="npz with arrays `images` [N,H,W(,C)] uint8 and, if any, `labels` [N]."
+        ),
+    ],
+    out: Out,
+    shard_size: ShardSize = 1000,
+    heldout: HeldOut = 0.05,
+    flip: Flip = None,
+    json_: Json = False,
+) -> None:
+    """Pack arrays of images.
+
+    [dim]Example: fleetstep data pack npz cifar10.npz --out data/cifar10 --flip[/dim]
+    """
+    from fleetstep.data.pack import pack_npz
+
+    with _bar("packing") as progress:
+        manifest = pack_npz(
+            source, out, shard_size=shard_size, heldout=heldout, flip=flip, progress=progress
+        )
+    _say_packed(manifest, out, json_)
+
+
+@pack_app.command("idx")
+def pack_idx_verb(
+    images: Annotated[Path, typer.Argument(help="train-images-idx3-ubyte(.gz)")],
+    labels: Annotated[Path, typer.Argument(help="train-labels-idx1-ubyte(.gz)")],
+    out: Out,
+    shard_size: ShardSize = 1000,
+    heldout: HeldOut = 0.05,
+    flip: Flip = None,
+    json_: Json = False,
+) -> None:
+    """Pack the MNIST family's files.
+
+    [dim]Example: fleetstep data pack idx train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz
+    --out data/mnist[/dim]
+    """
+    from fleetstep.data.pack import pack_idx
+
+    with _bar("packing") as progress:
+        manifest = pack_idx(
+            images,
+            labels,
+            out,
+            shard_size=shard_size,
+            heldout=heldout,
+            flip=flip,
+            progress=progress,
+        )
+    _say_packed(manifest, out, json_)
+
+
+@data_app.command("verify")
+def verify_verb(
+    path: Annotated[Path, typer.Argument(help="Dataset folder.")], json_: Json = False
+) -> None:
+    """Check every shard and sample of a dataset against its manifest.
+
+    [dim]Example: fleetstep data verify data/digits[/dim]
+    """
+    from fleetstep.data.stream import verify
+
+    report = verify(path)
+    if json_:
+        _print_json(
+            {"samples": report.samples, "shards": report.shards, "problems": list(report.problems)}
+        )
+    else:
+        print(
+            f"{path}: {report.shards} shards, {report.samples} samples, {len(report.problems)} problems"
+        )
+        for problem in report.problems:
+            print(f"  - {problem}")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+# --- train, sample, sweep, compare, doctor -------------------------------------------------------
+
+
+@app.command()
+def train(
+    preset: Annotated[Path, typer.Argument(help="Experiment file; see pipelines/presets.")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on if there is a checkpoint; must; never.")
+    ] = Resume.AUTO,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run, then stop.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Train one model.
+
+    [dim]Example: fleetstep train pipelines/presets/digits-edm.yaml cluster.workers=2
+    training.images=100000[/dim]
+    """
+    from fleetstep.config import Experiment, load
+
+    experiment = load(Experiment, preset, overrides or [])
+    from fleetstep.orchestration.preview import preview_training
+
+    preview = preview_training(experiment)
+    if dry_run:
+        _print_json(preview.as_dict()) if json_ else print(preview.text())
+        return
+    if not json_:
+        print(preview.summary())
+    from fleetstep.orchestration.fit import fit
+
+    result = fit(experiment, resume=resume.value, say=None if json_ else print)
+    if json_:
+        _print_json(result.as_dict())
+    else:
+        print(result.text())
+
+
+@app.command()
+def sample(
+    source: Annotated[Path, typer.Argument(help="Run folder or snapshot folder.")],
+    out: Annotated[Path, typer.Option("--out", help="PNG grid to write.")] = Path("samples.png"),
+    solver: Annotated[str, typer.Option(help="euler, heun, ipndm or dpmpp_2m.")] = "heun",
+    nfe: Annotated[int, typer.Option(min=1, help="Network calls per image.")] = 35,
+    seeds: Annotated[str, typer.Option(help="First and last seed, for example 0-63.")] = "0-63",
+    ema: Annotated[str, typer.Option(help="EMA track.")] = "ema",
+    labels: Annotated[str, typer.Option(help="random or balanced.")] = "balanced",
+    npz: Annotated[
+        Path | None, typer.Option(help="Also write the images and labels as arrays.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draw images from a snapshot; image i depends on seed i alone.
+
+    [dim]Example: fleetstep sample runs/digits-edm --solver dpmpp_2m --nfe 9 --seeds 0-99 --out
+    grid.png[/dim]
+    """
+    from fleetstep.orchestration.sample import sample_to_files
+
+    result = sample_to_files(
+        source,
+        out=out,
+        solver=solver,
+        nfe=nfe,
+        seeds=seeds,
+        ema=ema,
+        labels=labels,
+        npz=npz,
+        say=None if json_ else print,
+    )
+    _print_json(result) if json_ else print(
+        f"{result['images']} images, {result['nfe']} network calls each: {out}"
+    )
+
+
+@app.command()
+def sweep(
+    preset: Annotated[Path, typer.Argument(help="Sweep file; see pipelines/presets.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the grid and its cost, then stop.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Score snapshots x solvers x NFE with parallel actors; finished units are never computed
+    twice.
+
+    [dim]Example: fleetstep sweep pipelines/presets/digits-sweep.yaml runs='[runs/digits-edm]'
+    samples=2000[/dim]
+    """
+    from fleetstep.config import SweepSpec, load
+
+    spec = load(SweepSpec, preset, overrides or [])
+    from fleetstep.orchestration.sweep_job import preview_sweep, run_sweep
+
+    if dry_run:
+        preview = preview_sweep(spec)
+        _print_json(preview.as_dict()) if json_ else print(preview.text())
+        return
+    result = run_sweep(spec, say=None if json_ else print)
+    if json_:
+        _print_json([record.to_dict() for score in result.scores for record in score.records])
+        return
+    from fleetstep.orchestration.sweep_job import tables
+
+    _print_tables(tables(result))
+    print(f"scores: {result.path}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run names or ids; none: all of the experiment.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Run that the others are compared with; the first by default."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the page and the pictures.")
+    ] = Path("comparison"),
+    storage: Annotated[
+        Path, typer.Option(help="Folder of the runs, for the default tracker.")
+    ] = Path("runs"),
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow tracking URI; may hold ${env:NAME}.")
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "fleetstep",
+    json_: Json = False,
+) -> None:
+    """Compare runs: a table here, PNGs and one self-contained page in --out.
+
+    [dim]Example: fleetstep compare digits-edm digits-edm-fdm-speed --out comparison[/dim]
+    """
+    from fleetstep.orchestration.report import compare_runs
+
+    result = compare_runs(
+        runs or [],
+        baseline=baseline,
+        out=out,
+        storage=storage,
+        uri=tracking_uri,
+        experiment=experiment,
+    )
+    if json_:
+        _print_json(result.as_dict())
+        return
+    _print_tables(result.tables)
+    print(f"page: {result.page}")
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Say what is installed, what is missing, and what Ray sees on this machine.
+
+    [dim]Example: fleetstep doctor --json[/dim]
+    """
+    from fleetstep.orchestration.doctor import examine
+
+    findings = examine()
+    if json_:
+        _print_json([finding.as_dict() for finding in findings])
+    else:
+        for finding in findings:
+            print(finding.line())
+    if any(finding.status == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+# --- output --------------------------------------------------------------------------------------
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, sort_keys=True))
+
+
+def _print_tables(tables: Iterable[Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+def _say_packed(manifest: Any, out: Path, as_json: bool) -> None:
+    counts = {
+        name: sum(shard.samples for shard in shards) for name, shards in manifest.splits.items()
+    }
+    if as_json:
+        _print_json({"path": str(out), "fingerprint": manifest.fingerprint, "samples": counts})
+        return
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print(f"packed {manifest.name} into {out}: {listed} (fingerprint {manifest.fingerprint[:12]})")
+
+
+class _Bar:
+    """A progress bar as the `progress(done, total)` callback that packing takes."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task(title, total=None)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+
+def _bar(title: str) -> _Bar:
+    return _Bar(title)

@@ -1,0 +1,203 @@
+"""What one Ray Train worker does: put the pieces of a run together and hand them to the training
+loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fleetstep.config import Experiment
+from fleetstep.data.stream import Stream
+from fleetstep.diffusion.objective import Objective, build_objective
+from fleetstep.errors import FleetstepError
+from fleetstep.networks.build import build_network
+from fleetstep.orchestration.metric_logger import MetricLogger
+from fleetstep.orchestration.run_folder import RunFolder
+from fleetstep.orchestration.snapshot_view import SnapshotView
+from fleetstep.training.checkpoint import CheckpointStore, OnEvent
+from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
+from fleetstep.training.ema import EmaTracks
+from fleetstep.training.engine import DeepSpeedEngine
+from fleetstep.training.loop import Callbacks, Job, Outcome, train
+from fleetstep.training.resume import choose_start
+from fleetstep.training.snapshot import read_snapshot
+from fleetstep.training.spec import BatchPlan, batch_arithmetic, effective_stage
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Everything a worker needs, picklable; the tracker's address has its secrets resolved and is
+    never printed.
+    """
+
+    experiment: str
+    run_id: str
+    tracking_uri: str
+    folder: str
+    on_event: OnEvent
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form Ray Train passes on."""
+        return {"assignment": self}
+
+
+def run_worker(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Train as one of the workers; what rank 0 returns reaches the driver.
+
+    Ray Train starts all workers again when one fails, whatever the reason. An error of our own
+    (bad data, a loss that is not finite) would only happen again: it is noted in the run's folder,
+    and workers that find the note return at once.
+    """
+    job: Assignment = arguments["assignment"]
+    experiment = Experiment.model_validate_json(job.experiment)
+    folder = RunFolder(Path(job.folder))
+    if folder.reason_to_give_up() is not None:
+        return {"gave_up": True}
+    torch.set_num_threads(max(1, int(experiment.cluster.cpus_per_worker)))
+    try:
+        with _Run(experiment, folder, job, _device(experiment)) as run:
+            outcome = run.train()
+    except FleetstepError as error:
+        folder.give_up(error)
+        raise
+    return {"images_seen": outcome.images_seen, "finished": outcome.status == "finished"}
+
+
+class _Run:
+    """The pieces of a run in this worker."""
+
+    def __init__(
+        self, experiment: Experiment, folder: RunFolder, job: Assignment, device: torch.device
+    ) -> None:
+        training = experiment.training
+        self._experiment, self._folder, self._on_event = experiment, folder, job.on_event
+        self._stream = Stream(experiment.data, seed=training.seed)
+        self._objective = _objective(experiment)
+        plan = batch_arithmetic(
+            training.global_batch, experiment.cluster.workers, training.micro_batch
+        )
+        assert isinstance(plan, BatchPlan), plan  # the driver has refused any other
+        self._engine = DeepSpeedEngine(
+            self._network(),
+            training.optimizer,
+            plan,
+            stage=effective_stage(training, experiment.cluster.workers),
+            precision=training.precision,
+            device=device,
+        )
+        self._plan = plan
+        self._ema = EmaTracks(
+            training.ema,
+            budget=training.images,
+            global_batch=training.global_batch,
+            owned=self._engine.owned(),
+        )
+        self._store = CheckpointStore(folder.checkpoints, keep=training.keep_checkpoints)
+        self._view = SnapshotView(
+            network=self._network(),
+            objective=self._objective,
+            stream=self._stream,
+            split=experiment.data.heldout,
+            heldout=training.heldout,
+            grid=experiment.grid,
+            group=self._engine.group,
+            device=device,
+        )
+        self._logger = (
+            MetricLogger(job.tracking_uri, job.run_id, folder.spool)
+            if self._engine.group.rank == 0
+            else None
+        )
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._logger is not None:
+            self._logger.close()
+        self._stream.close()
+
+    def train(self) -> Outcome:
+        """Run the loop from the newest sound checkpoint; a restart goes on whatever the user
+        asked for at first.
+        """
+        facts = facts_of(self._experiment, self._stream.fingerprint)
+        job = Job(
+            training=self._experiment.training,
+            plan=self._plan,
+            engine=self._engine,
+            objective=self._objective,
+            stream=self._stream,
+            prefetch=self._experiment.data.prefetch,
+            ema=self._ema,
+            store=self._store,
+            snapshots=self._folder.snapshots,
+            facts=facts,
+            callbacks=Callbacks(report=_report, log=self._log, snapshot=self._snapshot),
+            on_event=self._on_event,
+            should_stop=self._folder.stop_request.exists,
+        )
+        return train(job, choose_start(self._store, "auto", facts, self._engine.group))
+
+    def _network(self) -> torch.nn.Module:
+        experiment, stream = self._experiment, self._stream
+        channels, resolution, _ = stream.shape
+        return build_network(
+            experiment.network,
+            resolution=resolution,
+            channels=channels,
+            classes=stream.classes,
+            seed=experiment.training.seed,
+        )
+
+    def _log(self, images_seen: int, metrics: Mapping[str, float]) -> None:
+        if self._logger is not None:
+            self._logger.log(images_seen, metrics)
+
+    def _snapshot(self, path: Path, images_seen: int) -> None:
+        """Held-out error and grid of every snapshot, shared by the workers."""
+        track = next(iter(self._experiment.training.ema))
+        weights, _ = read_snapshot(path, track)
+        self._view.load(weights)
+        self._log(images_seen, self._view.held_out())
+        if self._experiment.grid.samples:
+            self._view.draw(self._folder.grid(images_seen))
+
+
+def facts_of(experiment: Experiment, fingerprint: str) -> RunFacts:
+    """What a checkpoint of this experiment, on the dataset of that fingerprint, says about itself."""
+    return RunFacts(
+        identity=experiment.identity(fingerprint),
+        dataset=fingerprint,
+        execution=experiment.execution(),
+        config=experiment.model_dump(mode="json"),
+    )
+
+
+def _objective(experiment: Experiment) -> Objective:
+    training = experiment.training
+    return build_objective(
+        experiment.process,
+        experiment.strategies,
+        budget_images=training.images,
+        global_batch=training.global_batch,
+    )
+
+
+def _device(experiment: Experiment) -> torch.device:
+    if experiment.cluster.gpus_per_worker == 0:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _report(checkpoint: Checkpoint) -> None:
+    """Tell Ray Train that this worker is alive and where it is; only at checkpoints: it blocks."""
+    import ray.train
+
+    ray.train.report({"step": checkpoint.step, "images_seen": checkpoint.images_seen})

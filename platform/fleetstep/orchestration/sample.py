@@ -1,0 +1,131 @@
+"""`fleetstep sample`: images of given seeds from a snapshot, as a grid and as arrays."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from fleetstep.errors import UsageError
+from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
+from fleetstep.reporting.grids import write_grid
+from fleetstep.sampling.generate import generate
+from fleetstep.sampling.spec import SolverSpec
+
+_SEEDS = re.compile(r"(\d+)-(\d+)")
+_EVERY_S = 5.0
+_LARGEST_SCALE, _ENLARGED_PX = 8, 32
+
+
+def parse_seeds(text: str) -> tuple[int, int]:
+    """(first, count) of "0-63": both ends belong to the range.
+
+    Raises:
+        UsageError: it is not of that form, or runs backwards.
+    """
+    match = _SEEDS.fullmatch(text.strip())
+    if match is None or int(match[2]) < int(match[1]):
+        raise UsageError(
+            f"--seeds must be first-last, for example 0-63, got {text!r}", "both ends are included"
+        )
+    return int(match[1]), int(match[2]) - int(match[1]) + 1
+
+
+def parse_solver(kind: str) -> SolverSpec:
+    """The solver of that name with its default settings.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        solver: SolverSpec = TypeAdapter(SolverSpec).validate_python({"kind": kind})
+    except ValidationError as error:
+        expected = error.errors()[0].get("ctx", {}).get("expected_tags", "")
+        raise UsageError(
+            f"--solver {kind!r} is not a solver", f"choose one of {expected}"
+        ) from None
+    return solver
+
+
+def sample_to_files(
+    source: Path,
+    *,
+    out: Path,
+    solver: str,
+    nfe: int,
+    seeds: str,
+    ema: str,
+    labels: str,
+    npz: Path | None,
+    say: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """Draw images and write them.
+
+    Args:
+        source: a run folder (its last snapshot) or a snapshot folder.
+        out: the grid's PNG.
+        solver, nfe: how to draw; a number of calls the solver cannot make is refused with its
+            neighbours.
+        seeds: "first-last".
+        ema: the EMA track.
+        labels: "random" or "balanced".
+        npz: also write `images` (uint8 NHWC) and `labels` there.
+        say: where progress lines go.
+    """
+    if labels not in ("random", "balanced"):
+        raise UsageError(f"--labels must be random or balanced, got {labels!r}")
+    rule: Literal["random", "balanced"] = "random" if labels == "random" else "balanced"
+    spec, (first, count) = parse_solver(solver), parse_seeds(seeds)
+    spec.points_for(nfe)
+    (snapshot,) = find_snapshots([str(source)], which="last", track=ema)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    denoiser = load_denoiser(snapshot, ema, device=device)
+    generated = generate(
+        denoiser,
+        spec,
+        nfe,
+        first=first,
+        count=count,
+        shape=snapshot.shape,
+        classes=snapshot.classes,
+        batch=min(100, max(2, count)),
+        labels=rule,
+        on_batch=_Rate(count, say),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scale = min(_LARGEST_SCALE, max(1, _ENLARGED_PX // snapshot.shape[-1]))
+    write_grid(generated.images, out, columns=max(1, round(count**0.5)), scale=scale)
+    if npz is not None:
+        class_ids = generated.labels if generated.labels is not None else np.full(count, -1)
+        np.savez(npz, images=generated.images.transpose(0, 2, 3, 1), labels=class_ids)
+    return {
+        "images": count,
+        "nfe": generated.nfe,
+        "grid": str(out),
+        "snapshot": str(snapshot.path),
+    }
+
+
+class _Rate:
+    """Prints images drawn, the rate and the time left."""
+
+    def __init__(self, total: int, say: Callable[[str], None] | None) -> None:
+        self._total, self._say, self._done = total, say, 0
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, images: int) -> None:
+        self._done += images
+        now = time.monotonic()
+        if self._say is None or (now - self._last < _EVERY_S and self._done < self._total):
+            return
+        self._last = now
+        rate = self._done / max(now - self._started, 1e-9)
+        self._say(
+            f"  {self._done}/{self._total} images, {rate:.0f}/s, {(self._total - self._done) / rate:.0f} s left"
+        )

@@ -1,0 +1,217 @@
+"""Snapshots as sampling and sweeps see them: found, described and loaded; and their data."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from fleetstep.config import Experiment
+from fleetstep.data.manifest import Manifest, load_manifest
+from fleetstep.data.spec import DataSpec
+from fleetstep.data.stream import Stream
+from fleetstep.diffusion.objective import build_objective
+from fleetstep.diffusion.precondition import Denoiser
+from fleetstep.errors import CheckpointError, DataError
+from fleetstep.evaluation.features import Extractor
+from fleetstep.networks.build import build_network
+from fleetstep.orchestration.sweep_plan import ReferenceSet, SnapshotRef
+from fleetstep.training.snapshot import FACTS, read_snapshot
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+def find_snapshots(
+    sources: Sequence[str], *, which: Literal["last", "all"], track: str
+) -> list[SnapshotRef]:
+    """The snapshots that run folders and snapshot folders name, in the order given.
+
+    Args:
+        sources: run folders, or single snapshot folders.
+        which: of a run folder, its last snapshot, or all of them in order of training.
+        track: the EMA track that will be sampled.
+
+    Raises:
+        CheckpointError: a source holds no snapshot, or one is damaged or has no such track.
+        DataError: the dataset of a snapshot is missing or has changed.
+    """
+    paths = [path for source in sources for path in _snapshots_in(Path(source), which)]
+    return [describe_snapshot(path, track) for path in paths]
+
+
+def _snapshots_in(source: Path, which: Literal["last", "all"]) -> list[Path]:
+    if (source / FACTS).is_file():
+        return [source]
+    found = sorted(file.parent for file in source.glob(f"snapshots/images-*/{FACTS}"))
+    if not found:
+        raise CheckpointError(
+            f"{source} is neither a run folder with snapshots nor a snapshot",
+            "name a folder such as runs/digits-edm or runs/digits-edm/snapshots/images-000012800; "
+            "a run writes its first snapshot before its first step",
+        )
+    return found if which == "all" else found[-1:]
+
+
+def describe_snapshot(path: Path, track: str) -> SnapshotRef:
+    """What a plan needs to know of a snapshot.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or has no such track.
+        DataError: the dataset it was trained on is missing or has changed.
+    """
+    _, facts = read_snapshot(path, track)
+    experiment = _experiment(path, facts)
+    manifest = _manifest(path, experiment, facts)
+    return SnapshotRef(
+        path=path.resolve(),
+        digest=_digest(facts, track, experiment, manifest.shape, manifest.classes),
+        run=experiment.name,
+        images_seen=facts["images_seen"],
+        shape=manifest.shape,
+        classes=manifest.classes,
+        data=Path(experiment.data.path).resolve(),
+        dataset=manifest.fingerprint,
+    )
+
+
+def load_denoiser(snapshot: SnapshotRef, track: str, *, device: torch.device) -> Denoiser:
+    """The denoiser of a snapshot's EMA track, in evaluation mode, on `device`.
+
+    Raises:
+        CheckpointError: the snapshot is damaged, or has changed since it was described.
+    """
+    weights, facts = read_snapshot(snapshot.path, track)
+    experiment = _experiment(snapshot.path, facts)
+    if _digest(facts, track, experiment, snapshot.shape, snapshot.classes) != snapshot.digest:
+        raise CheckpointError(
+            f"the snapshot at {snapshot.path} has changed since it was chosen",
+            "start again with the snapshot that is there now",
+        )
+    return build_denoiser(experiment, snapshot.shape, snapshot.classes, weights, device=device)
+
+
+def build_denoiser(
+    experiment: Experiment,
+    shape: tuple[int, int, int],
+    classes: int,
+    weights: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+) -> Denoiser:
+    """The denoiser of an experiment with these weights, in evaluation mode.
+
+    Args:
+        experiment: its network, process and strategies (FDM changes the preconditioning).
+        shape: (C, H, W) of an image.
+        classes: number of classes, 0 for an unconditional network.
+        weights: state dict of the network.
+        device: where to put it.
+    """
+    channels, resolution, _ = shape
+    training = experiment.training
+    network = build_network(
+        experiment.network,
+        resolution=resolution,
+        channels=channels,
+        classes=classes,
+        seed=training.seed,
+    )
+    network.load_state_dict(dict(weights))
+    objective = build_objective(
+        experiment.process,
+        experiment.strategies,
+        budget_images=training.images,
+        global_batch=training.global_batch,
+    )
+    return objective.denoiser(network.requires_grad_(False)).to(device).eval()
+
+
+def reference_of(snapshot: SnapshotRef, split: str, extractor: Extractor) -> ReferenceSet:
+    """The images of `split` of the dataset that the snapshot's run was trained on.
+
+    Raises:
+        DataError: the dataset is missing or has no such split.
+    """
+    manifest = load_manifest(snapshot.data)
+    if not manifest.splits.get(split):
+        raise DataError(
+            f"{snapshot.data} has no split {split!r} to compare {snapshot.run} with",
+            f"set reference_split to one of: {', '.join(manifest.splits)}",
+        )
+    return ReferenceSet(
+        data=snapshot.data,
+        fingerprint=manifest.fingerprint,
+        split=split,
+        samples=manifest.samples(split),
+        extractor=extractor.digest,
+        preprocess=extractor.preprocess,
+    )
+
+
+def reference_images(reference: ReferenceSet, first: int, count: int) -> UInt8:
+    """Images first ... first+count-1 of a reference set, uint8 [n, C, H, W].
+
+    Raises:
+        DataError: they cannot be read, or the dataset has changed since the sweep was planned.
+    """
+    stream = _stream(reference.data, reference.split)
+    if stream.fingerprint != reference.fingerprint:
+        raise DataError(
+            f"the dataset at {reference.data} is not the one that the sweep was planned for: "
+            f"{stream.fingerprint[:12]} instead of {reference.fingerprint[:12]}",
+            "put it back, or start the sweep again",
+        )
+    return stream.split(reference.split, first, count).images
+
+
+@functools.lru_cache(maxsize=4)
+def _stream(data: Path, split: str) -> Stream:
+    """Opened once in a process: units come back to it."""
+    return Stream(DataSpec(path=str(data), split=split), seed=0)
+
+
+def _experiment(path: Path, facts: Mapping[str, Any]) -> Experiment:
+    try:
+        return Experiment.model_validate(facts["config"])
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            f"the configuration in {path / FACTS} is not one of this version: {error}",
+            "use the version of fleetstep that trained the run",
+        ) from error
+
+
+def _manifest(path: Path, experiment: Experiment, facts: Mapping[str, Any]) -> Manifest:
+    manifest = load_manifest(Path(experiment.data.path))
+    if manifest.fingerprint != facts["dataset"]:
+        raise DataError(
+            f"{path} was trained on dataset {facts['dataset'][:12]}, but {experiment.data.path} "
+            f"now holds {manifest.fingerprint[:12]}",
+            "put the dataset back that the run was trained on",
+        )
+    return manifest
+
+
+def _digest(
+    facts: Mapping[str, Any],
+    track: str,
+    experiment: Experiment,
+    shape: tuple[int, int, int],
+    classes: int,
+) -> str:
+    """SHA-256 of the weights' hash and of all that turns weights into a denoiser."""
+    parts = {
+        "weights": facts["tracks"][track]["sha256"],
+        "shape": shape,
+        "classes": classes,
+        **experiment.model_dump(mode="json", include={"network", "process", "strategies"}),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

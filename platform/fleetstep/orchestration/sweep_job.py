@@ -1,0 +1,172 @@
+"""`fleetstep sweep`: a sweep on the configured cluster, with its progress printed and its scores
+in the tracker.
+
+Every cell becomes a run nested under the training run whose snapshot it scores, so that the tree
+reads experiment > run > cell; a cell scored again goes on in its own run instead of making a
+second one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fleetstep.config import SweepSpec, resolve_secrets
+from fleetstep.orchestration import sweep as sweeping
+from fleetstep.orchestration.cell_scores import CellScore
+from fleetstep.orchestration.history import score_of
+from fleetstep.orchestration.pool import Notice
+from fleetstep.orchestration.run_folder import RunCard
+from fleetstep.orchestration.session import connect
+from fleetstep.orchestration.sweep import Listener, Progress, SweepResult
+from fleetstep.orchestration.sweep_plan import Cell, SweepPlan
+from fleetstep.orchestration.tracking import Tracker
+from fleetstep.orchestration.tracking_store import default_uri
+from fleetstep.reporting.comparison import compare
+from fleetstep.reporting.records import RunRecord, Score
+from fleetstep.reporting.tables import sweep_table
+
+Say = Callable[[str], None]
+_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class SweepPreview:
+    """What a sweep would do: `fleetstep sweep --dry-run`."""
+
+    spec: SweepSpec
+    plan: SweepPlan
+
+    def summary(self) -> str:
+        """A few lines: cells, network calls, what is skipped and why."""
+        plan = self.plan
+        lines = [
+            f"{self.spec.name}: {len(plan.cells)} cells x {plan.samples} images = {plan.network_calls:,} network calls "
+            f"on one image; {len(plan.finished)} of {len(plan.units)} units are finished already",
+            f"  {self.spec.actors} actor(s) x {self.spec.cpus_per_actor:g} CPU, batch {self.spec.batch}",
+        ]
+        return "\n".join(
+            [
+                *lines,
+                *(
+                    f"  skipped {pair.solver} at {pair.nfe} calls: {pair.reason}"
+                    for pair in plan.skipped
+                ),
+            ]
+        )
+
+    def text(self) -> str:
+        """The summary and every cell."""
+        return "\n".join([self.summary(), *(f"  {cell}" for cell in self.plan.cells)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            "sweep": self.spec.model_dump(mode="json"),
+            "cells": [str(cell) for cell in self.plan.cells],
+            "skipped": [
+                {"solver": p.solver, "nfe": p.nfe, "reason": p.reason} for p in self.plan.skipped
+            ],
+            "network_calls": self.plan.network_calls,
+            "units": len(self.plan.units),
+            "finished": len(self.plan.finished),
+        }
+
+
+def preview_sweep(spec: SweepSpec) -> SweepPreview:
+    """Plan the sweep; reads snapshots and finished units, starts nothing."""
+    return SweepPreview(spec, sweeping.plan(spec))
+
+
+def run_sweep(spec: SweepSpec, *, say: Say | None = None) -> SweepResult:
+    """Run the sweep to its end and record every score; finished units are not computed again.
+
+    Args:
+        spec: the sweep's configuration.
+        say: where progress lines go; None keeps quiet.
+    """
+    plan = sweeping.plan(spec)
+    tracker = Tracker(
+        tracking_uri(spec.tracking.uri, Path(spec.storage)), spec.tracking.experiment
+    )
+    # Whatever it is that a pool reports, a user wants to see it; progress only now and then.
+    listener = Listener(progress=_Throttled(say), notice=lambda notice: _tell(say, notice))
+    with connect(spec.address):
+        result = sweeping.sweep(spec, plan, listener=listener)
+    for score in result.scores:
+        _record(tracker, score)
+    return result
+
+
+def tracking_uri(configured: str | None, storage: Path) -> str:
+    """The tracker's address with secrets resolved; by default the database beside the runs."""
+    return resolve_secrets(configured) if configured is not None else default_uri(storage)
+
+
+def _record(tracker: Tracker, score: CellScore) -> None:
+    cell = score.cell
+    tags = {"fleetstep.cell": cell.key, "fleetstep.kind": "cell"}
+    card = RunCard.beside(cell.snapshot.path)
+    run_id = tracker.start_run(
+        f"{cell.solver.label} nfe={cell.nfe} @ {cell.snapshot.images_seen}",
+        _params(cell),
+        tags=tags,
+        parent_run_id=card.run_id
+        if card is not None and card.experiment == tracker.experiment
+        else None,
+        run_id=tracker.find_run({"fleetstep.cell": cell.key}),
+    )
+    with tracker.ending(run_id):
+        tracker.log_dict(run_id, [record.to_dict() for record in score.records], "scores.json")
+        metrics = {f"eval/{record.metric}": record.value for record in score.records}
+        tracker.log_metrics(run_id, cell.snapshot.images_seen, metrics)
+
+
+def _params(cell: Cell) -> dict[str, str]:
+    identity = {key: value for key, value in cell.identity.items() if key != "format"}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in identity.items()
+    }
+
+
+class _Throttled:
+    """Prints a progress line every few seconds and at the end."""
+
+    def __init__(self, say: Say | None) -> None:
+        self._say, self._last = say, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        done = progress.units_done == progress.units
+        if self._say is None or (not done and time.monotonic() - self._last < _EVERY_S):
+            return
+        self._last = time.monotonic()
+        left = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s left"
+        self._say(
+            f"  {progress.units_done}/{progress.units} units, {progress.calls_done:,} of {progress.calls:,} network calls, "
+            f"{progress.calls_per_s:,.0f}/s{left}"
+        )
+
+
+def _tell(say: Say | None, notice: Notice) -> None:
+    if say is not None:
+        say(f"  {notice}")
+
+
+def tables(result: SweepResult) -> list[Table]:
+    """A table for every protocol of the sweep: solver x NFE against runs."""
+    by_run: dict[str, list[Score]] = {}
+    for score in result.scores:
+        for record in score.records:
+            by_run.setdefault(record.run, []).append(score_of(record.to_dict()))
+    runs = [
+        RunRecord(name=name, run_id=name, status="FINISHED", scores=tuple(scores))
+        for name, scores in by_run.items()
+    ]
+    return [sweep_table(found) for found in compare(runs, runs[0].name).sweeps]

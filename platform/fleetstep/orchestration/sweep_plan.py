@@ -1,0 +1,347 @@
+"""What a sweep will do, before anything runs: cells, units, network calls, and what is skipped.
+
+A cell is everything that decides a sample's bits; the hash of it names its folder, so results are
+found again by what they are, never by when or by whom they were made. A unit is 100 consecutive
+sample ids of one cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fleetstep.errors import SamplingError, UsageError
+from fleetstep.orchestration.dispatch import breadth_first
+from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, ScheduleSpec, SolverSpec
+
+UNIT = 100
+"""Sample ids in a unit: part of the format, because a unit's file name stands for its ids."""
+
+QUICK_BLOCKS, BLOCKS = 10, 20
+"""Jackknife blocks of a cell: each is a whole number of units."""
+
+FORMAT = 1
+
+LabelRule = Literal["random", "balanced"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotRef:
+    """A snapshot to be scored: where it is, and the facts of it that a plan needs.
+
+    Args:
+        path: the snapshot's folder.
+        digest: SHA-256 of its weights and of all that turns them into a denoiser.
+        run: name of the training run.
+        images_seen: training progress.
+        shape: (C, H, W) of a sample.
+        classes: number of classes; 0 for an unconditional network.
+        data: folder of the dataset it was trained on.
+        dataset: fingerprint of that dataset.
+    """
+
+    path: Path
+    digest: str
+    run: str
+    images_seen: int
+    shape: tuple[int, int, int]
+    classes: int
+    data: Path
+    dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One snapshot, one solver, one number of network calls: samples numbered 0, 1, 2, ..."""
+
+    snapshot: SnapshotRef
+    track: str
+    solver: SolverSpec
+    nfe: int
+    schedule: ScheduleSpec
+    labels: LabelRule
+    namespace: int
+    batch: int
+    extractor: str
+    dtype: str = "float64"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the bits of a sample's features, as JSON values."""
+        return {
+            "format": FORMAT,
+            "snapshot": self.snapshot.digest,
+            "track": self.track,
+            "solver": self.solver.model_dump(mode="json"),
+            "nfe": self.nfe,
+            "schedule": self.schedule.model_dump(mode="json"),
+            "labels": self.labels,
+            "namespace": self.namespace,
+            "batch": self.batch,
+            "extractor": self.extractor,
+            "dtype": self.dtype,
+            "sigma_range": [SIGMA_MIN, SIGMA_MAX],
+        }
+
+    @property
+    def key(self) -> str:
+        """Content hash of the identity: the name of the cell's folder."""
+        return content_hash(self.identity)
+
+    def __str__(self) -> str:
+        where = f"{self.snapshot.run} at {self.snapshot.images_seen:,} images"
+        return f"{self.solver.kind}, {self.nfe} calls, {where}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSet:
+    """The images that samples are compared with: a split of a dataset, in the order of its
+    manifest.
+
+    Args:
+        data: folder of the shards.
+        fingerprint: content hash of the dataset.
+        split: name of the split.
+        samples: images in it.
+        extractor: SHA-256 of the extractor.
+        preprocess: the extractor's preprocessing.
+    """
+
+    data: Path
+    fingerprint: str
+    split: str
+    samples: int
+    extractor: str
+    preprocess: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the statistics' bits."""
+        return {
+            "format": FORMAT,
+            "dataset": self.fingerprint,
+            "split": self.split,
+            "extractor": self.extractor,
+            "preprocess": self.preprocess,
+        }
+
+    @property
+    def key(self) -> str:
+        """Content hash of the identity."""
+        return content_hash(self.identity)
+
+    def __str__(self) -> str:
+        return f"reference {self.split} of {self.data.name}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Consecutive ids of one cell, or of one reference set: first ... first + count - 1."""
+
+    source: Cell | ReferenceSet
+    index: int
+    count: int
+
+    @property
+    def first(self) -> int:
+        """The first id."""
+        return self.index * UNIT
+
+    def path(self, storage: Path) -> Path:
+        """Where the result is kept."""
+        return folder(storage, self.source) / f"unit-{self.index:05d}.safetensors"
+
+    def __str__(self) -> str:
+        return f"unit {self.index} of ({self.source})"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A pair of the grid that cannot be run, and why."""
+
+    solver: str
+    nfe: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """The work of a sweep.
+
+    Args:
+        cells: in the order snapshot, solver, NFE.
+        references: one for each dataset that the snapshots were trained on; `reference_of` says
+            which.
+        reference_of: key of a cell -> its reference set.
+        skipped: pairs of the grid that no solver setting reaches.
+        samples: sample ids of each cell.
+        units: all units of cells and references, in the order in which they shall start.
+        finished: those of `units` whose results were found.
+    """
+
+    cells: tuple[Cell, ...]
+    references: tuple[ReferenceSet, ...]
+    reference_of: dict[str, ReferenceSet]
+    skipped: tuple[Skipped, ...]
+    samples: int
+    units: tuple[Unit, ...]
+    finished: frozenset[Unit] = field(default_factory=frozenset)
+
+    @property
+    def blocks(self) -> int:
+        """Jackknife blocks of each cell."""
+        return blocks_of(self.samples)
+
+    @property
+    def remaining(self) -> tuple[Unit, ...]:
+        """The units still to do, in order."""
+        return tuple(unit for unit in self.units if unit not in self.finished)
+
+    @property
+    def network_calls(self) -> int:
+        """Evaluations of a network on one image, over the whole grid."""
+        return network_calls(self.units)
+
+    @property
+    def remaining_network_calls(self) -> int:
+        """Evaluations of a network on one image that are still to do."""
+        return network_calls(self.remaining)
+
+
+def network_calls(units: Iterable[Unit]) -> int:
+    """Evaluations of a network on one image: the measure of cost, and of progress."""
+    return sum(u.count * u.source.nfe for u in units if isinstance(u.source, Cell))
+
+
+def content_hash(identity: dict[str, Any]) -> str:
+    """20 hex digits of SHA-256 over canonical JSON."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def folder(storage: Path, source: Cell | ReferenceSet) -> Path:
+    """The folder of a cell's units, or of a reference set's."""
+    return storage / ("sweeps" if isinstance(source, Cell) else "references") / source.key
+
+
+def blocks_of(samples: int) -> int:
+    """20 blocks where they are whole units, else 10.
+
+    Raises:
+        UsageError: `samples` cannot be cut into 10 blocks of whole units.
+    """
+    quick, full = QUICK_BLOCKS * UNIT, BLOCKS * UNIT
+    if samples <= 0 or samples % quick:
+        nearest = max(quick, round(samples / quick) * quick)
+        raise UsageError(
+            f"samples per cell must be a multiple of {quick:,} ({QUICK_BLOCKS} blocks of "
+            f"whole units of {UNIT}), got {samples:,}",
+            f"use {nearest:,}; multiples of {full:,} give {BLOCKS} blocks",
+        )
+    return BLOCKS if samples % full == 0 else QUICK_BLOCKS
+
+
+def units_of(source: Cell | ReferenceSet, samples: int) -> list[Unit]:
+    """Ids 0 ... samples-1 cut into units; only a reference set's last one may be short."""
+    return [
+        Unit(source, index, min(UNIT, samples - index * UNIT))
+        for index in range((samples + UNIT - 1) // UNIT)
+    ]
+
+
+def reachable(
+    solvers: Sequence[SolverSpec], nfe: Sequence[int]
+) -> tuple[list[tuple[SolverSpec, int]], list[Skipped]]:
+    """The pairs of the product that make exactly that many network calls, and the others."""
+    pairs: list[tuple[SolverSpec, int]] = []
+    skipped: list[Skipped] = []
+    for solver in solvers:
+        for calls in nfe:
+            try:
+                solver.points_for(calls)
+            except SamplingError as error:
+                reason = "; ".join(part for part in (error.message, error.remedy) if part)
+                skipped.append(Skipped(solver.kind, calls, reason))
+            else:
+                pairs.append((solver, calls))
+    return pairs, skipped
+
+
+def plan_sweep(
+    snapshots: Sequence[tuple[SnapshotRef, ReferenceSet]],
+    *,
+    solvers: Sequence[SolverSpec],
+    nfe: Sequence[int],
+    samples: int,
+    track: str,
+    namespace: int,
+    labels: LabelRule,
+    batch: int,
+    extractor: str,
+    finished: Callable[[Unit], bool],
+) -> SweepPlan:
+    """The product of snapshots, solvers and NFE as cells and units.
+
+    Args:
+        snapshots: each with the reference set of the dataset it was trained on.
+        solvers: each with its settings; two that agree are one.
+        nfe: network calls for each image.
+        samples: sample ids of each cell.
+        track: the EMA track.
+        namespace: names the stream of latents; cells share it, so that differences are paired.
+        labels: the rule that gives sample i its class.
+        batch: fixed batch of the network inside a unit.
+        extractor: SHA-256 of the extractor.
+        finished: says whether a unit's result is already there and sound.
+
+    Raises:
+        UsageError: `samples` makes no whole blocks, or nothing of the grid can be run.
+    """
+    blocks_of(samples)
+    pairs, skipped = reachable(solvers, nfe)
+    cells: dict[str, Cell] = {}
+    references: dict[str, ReferenceSet] = {}
+    reference_of: dict[str, ReferenceSet] = {}
+    for snapshot, reference in snapshots:
+        for solver, calls in pairs:
+            cell = Cell(
+                snapshot=snapshot,
+                track=track,
+                solver=solver,
+                nfe=calls,
+                schedule=solver.default_schedule,
+                labels=labels,
+                namespace=namespace,
+                batch=batch,
+                extractor=extractor,
+            )
+            cells.setdefault(cell.key, cell)
+            # A dataset has one reference, however many copies of its folder there are.
+            reference_of[cell.key] = references.setdefault(reference.key, reference)
+    if not cells:
+        reasons = "; ".join(f"{s.solver} at {s.nfe}: {s.reason}" for s in skipped)
+        raise UsageError(
+            "nothing to score: no snapshot, solver and NFE fit together "
+            f"({reasons or 'no snapshots'})",
+            "name at least one snapshot, and a number of calls that a solver can reach",
+        )
+    # References first: with them done, every cell can be scored from the moment it closes.
+    units = [
+        *breadth_first(
+            [units_of(reference, reference.samples) for reference in references.values()]
+        ),
+        *breadth_first([units_of(cell, samples) for cell in cells.values()]),
+    ]
+    return SweepPlan(
+        cells=tuple(cells.values()),
+        references=tuple(references.values()),
+        reference_of=reference_of,
+        skipped=tuple(skipped),
+        samples=samples,
+        units=tuple(units),
+        finished=frozenset(unit for unit in units if finished(unit)),
+    )

@@ -1,0 +1,315 @@
+"""From the records of several runs to one comparison: the pure entry point of this package.
+
+Two rules decide what stands beside what. Scores of different protocols (metric, n, extractor,
+reference...) live in different sweeps and are never ranked against each other. Of each run the
+last scored checkpoint counts, and where runs stopped at different places the comparison says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fleetstep.errors import ComparisonError
+from fleetstep.reporting.records import HELD_OUT_LOSS, Cell, Protocol, RunRecord, Score
+from fleetstep.reporting.statistics import (
+    Difference,
+    TimeToQuality,
+    check_comparable,
+    final_value,
+    paired_difference,
+    time_to_quality,
+)
+from fleetstep.reporting.wording import images_text
+
+DATASET = "dataset.fingerprint"
+"""Tag (or param) that identifies the dataset's content."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All scores of one protocol, last checkpoint of each run, and their differences to the
+    baseline.
+
+    Args:
+        scores: (run name, cell) -> score.
+        differences: (run name, cell) -> run minus baseline, for every cell that both have.
+    """
+
+    protocol: Protocol
+    baseline: str
+    scores: Mapping[tuple[str, Cell], Score]
+    differences: Mapping[tuple[str, Cell], Difference]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell that any run has, by solver, schedule and NFE."""
+        return tuple(sorted({cell for _, cell in self.scores}))
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs with scores here, in the order of the comparison."""
+        return tuple(dict.fromkeys(name for name, _ in self.scores))
+
+    def of(self, run: str) -> tuple[Score, ...]:
+        """The scores of one run, by cell."""
+        return tuple(self.scores[run, cell] for cell in self.cells if (run, cell) in self.scores)
+
+    def best(self, run: str) -> Score | None:
+        """The lowest score of a run; chosen by looking, so a little optimistic."""
+        return min(self.of(run), key=lambda score: score.value, default=None)
+
+    def paired(self, run: str) -> tuple[Difference, ...]:
+        """All differences of one run to the baseline, by cell."""
+        return tuple(
+            self.differences[run, cell] for cell in self.cells if (run, cell) in self.differences
+        )
+
+    def headline(self, run: str) -> Difference | None:
+        """The difference in the shared cell where the *baseline* scores best.
+
+        The baseline chooses the cell, not the challenger: the choice cannot flatter the run that
+        is judged, and there is one test a run, not one a cell.
+        """
+        return min(
+            self.paired(run), key=lambda difference: difference.baseline_value, default=None
+        )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run's row in the answer.
+
+    Args:
+        headline: its difference to the baseline in the headline cell; None for the baseline and
+            without scores.
+        best: its lowest score of the headline protocol.
+        final_loss: last held-out loss.
+        time_to_quality: None where the curves cannot be compared.
+    """
+
+    run: RunRecord
+    headline: Difference | None
+    best: Score | None
+    final_loss: float | None
+    time_to_quality: TimeToQuality | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a table, a plot or the page shows.
+
+    Args:
+        standings: baseline first, then the runs as they were given.
+        sweeps: one a protocol, the headline first; empty where nothing was scored.
+        config: (key, value of each standing's run or None) for every parameter that differs.
+        refusals: why scores stand apart, in words.
+        notes: what a careful reader must know, in words.
+    """
+
+    baseline: str
+    standings: tuple[Standing, ...]
+    sweeps: tuple[Sweep, ...]
+    config: tuple[tuple[str, tuple[str | None, ...]], ...]
+    refusals: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def runs(self) -> tuple[RunRecord, ...]:
+        """The runs, baseline first."""
+        return tuple(standing.run for standing in self.standings)
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """The headline sweep."""
+        return self.sweeps[0] if self.sweeps else None
+
+
+def compare(records: Sequence[RunRecord], baseline: str) -> Comparison:
+    """Compare runs with one of them.
+
+    Args:
+        records: at least one run. Runs of one name are told apart by the start of their ids.
+        baseline: name or id of the run that the others are measured against.
+
+    Raises:
+        ComparisonError: no records, or no single run is called `baseline`.
+    """
+    chosen = _find(records, baseline)
+    runs = _named_apart([records[chosen], *records[:chosen], *records[chosen + 1 :]])
+    name = runs[0].name
+    sweeps, refusals = _sweeps(runs)
+    config = config_differences(runs)
+    loss_notes = _held_out_notes(runs, config)
+    standings = tuple(
+        Standing(
+            run=run,
+            headline=sweeps[0].headline(run.name) if sweeps and run.name != name else None,
+            best=sweeps[0].best(run.name) if sweeps else None,
+            final_loss=final_value(run.curves.get(HELD_OUT_LOSS)),
+            time_to_quality=None if loss_notes else _time_to_quality(run, runs[0]),
+        )
+        for run in runs
+    )
+    notes = (*loss_notes, *_run_notes(runs, config), *_sweep_notes(sweeps))
+    return Comparison(name, standings, sweeps, config, refusals, notes)
+
+
+def config_differences(
+    runs: Sequence[RunRecord],
+) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    """Every flattened parameter that is not the same in all runs, sorted by key; None where a run
+    has no such key.
+    """
+    keys = sorted({key for run in runs for key in run.params})
+    rows = ((key, tuple(run.params.get(key) for run in runs)) for key in keys)
+    return tuple((key, values) for key, values in rows if len(set(values)) > 1)
+
+
+def _find(records: Sequence[RunRecord], baseline: str) -> int:
+    found = [i for i, run in enumerate(records) if baseline in (run.name, run.run_id)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(records[i].run_id for i in found)
+        raise ComparisonError(
+            f"the baseline must be one run, but {len(found)} runs are called {baseline!r}",
+            f"give an id: {ids}",
+        )
+    names = ", ".join(run.name for run in records) or "none at all"
+    raise ComparisonError(
+        f"the baseline must be one of the compared runs, but got {baseline!r}",
+        f"the runs are: {names}",
+    )
+
+
+def _named_apart(runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    counts = Counter(run.name for run in runs)
+    return tuple(
+        run if counts[run.name] == 1 else replace(run, name=f"{run.name} ({run.run_id[:8]})")
+        for run in runs
+    )
+
+
+def _sweeps(runs: Sequence[RunRecord]) -> tuple[tuple[Sweep, ...], tuple[str, ...]]:
+    by_protocol: dict[Protocol, dict[str, list[Score]]] = {}
+    for run in runs:
+        for score in run.scores:
+            of_run = by_protocol.setdefault(score.protocol, {}).setdefault(run.name, [])
+            of_run.append(replace(score, run=run.name))
+    baseline = runs[0].name
+    sweeps = [_sweep(protocol, baseline, scores) for protocol, scores in by_protocol.items()]
+    sweeps.sort(key=lambda sweep: _rank(sweep, baseline))
+    return tuple(sweeps), _refusals(runs, sweeps)
+
+
+def _rank(sweep: Sweep, baseline: str) -> tuple[bool, int, bool, int, str]:
+    """Order of sweeps: with the baseline, most runs, a plain distance before a standardised one,
+    most samples.
+    """
+    standardised = not sweep.protocol.metric.startswith(("fid", "fd."))
+    metric = sweep.protocol.metric
+    return (baseline not in sweep.runs, -len(sweep.runs), standardised, -sweep.protocol.n, metric)
+
+
+def _sweep(protocol: Protocol, baseline: str, by_run: Mapping[str, Sequence[Score]]) -> Sweep:
+    scores = {
+        (run, score.cell): score
+        for run, candidates in by_run.items()
+        for score in candidates
+        if score.images_seen == max(other.images_seen for other in candidates)
+    }
+    pairs = {
+        key: (score, scores.get((baseline, key[1])))
+        for key, score in scores.items()
+        if key[0] != baseline
+    }
+    differences = {
+        key: paired_difference(score, other)
+        for key, (score, other) in pairs.items()
+        if other is not None
+        and len(score.pseudo_values) == len(other.pseudo_values) == protocol.blocks > 1
+    }
+    return Sweep(protocol, baseline, scores, differences)
+
+
+def _refusals(runs: Sequence[RunRecord], sweeps: Sequence[Sweep]) -> tuple[str, ...]:
+    """One sentence for every run whose scores cannot stand beside the baseline's in any sweep."""
+    baseline = runs[0].name
+    reference = next((score for sweep in sweeps for score in sweep.of(baseline)), None)
+    refusals = []
+    for run in runs[1:]:
+        own = [(sweep, score) for sweep in sweeps for score in sweep.of(run.name)]
+        if not own or reference is None or any(sweep.paired(run.name) for sweep, _ in own):
+            continue
+        nearest = min((score for _, score in own), key=lambda score: _distance(score, reference))
+        try:
+            check_comparable(nearest, reference)
+        except ComparisonError as error:
+            refusals.append(f"{error.message[0].upper()}{error.message[1:]}.")
+    return tuple(refusals)
+
+
+def _distance(score: Score, other: Score) -> tuple[bool, bool, bool]:
+    """How far a score is from another: by metric, then solver, then NFE."""
+    return (score.metric != other.metric, score.solver != other.solver, score.nfe != other.nfe)
+
+
+def _time_to_quality(run: RunRecord, baseline: RunRecord) -> TimeToQuality | None:
+    curve, reference = run.curves.get(HELD_OUT_LOSS), baseline.curves.get(HELD_OUT_LOSS)
+    return (
+        time_to_quality(curve, reference) if curve is not None and reference is not None else None
+    )
+
+
+def _held_out_notes(
+    runs: Sequence[RunRecord], config: Sequence[tuple[str, tuple[str | None, ...]]]
+) -> tuple[str, ...]:
+    """Why held-out losses may not be compared: other images, or another grid of noise levels."""
+    notes = []
+    if len({run.tags.get(DATASET) or run.params.get(DATASET) for run in runs}) > 1:
+        notes.append("The runs saw different datasets: their held-out losses are not compared.")
+    grid = [key for key, _ in config if key.startswith(("process.", "training.heldout."))]
+    if grid:
+        notes.append(
+            f"The held-out measurement differs between the runs ({', '.join(grid)}): their "
+            "held-out losses are "
+            "not compared."
+        )
+    return tuple(notes)
+
+
+def _run_notes(
+    runs: Sequence[RunRecord], config: Sequence[tuple[str, tuple[str | None, ...]]]
+) -> tuple[str, ...]:
+    notes = [
+        f"{run.name} is {run.status}, not FINISHED." for run in runs if run.status != "FINISHED"
+    ]
+    notes += [
+        f"{run.name} has no held-out loss." for run in runs if HELD_OUT_LOSS not in run.curves
+    ]
+    differing = {key.rpartition(".")[2] for key, _ in config}
+    if len(runs) > 1 and "seed" in differing and differing <= {"seed", "name"}:
+        notes.append(
+            "The runs differ in their seed alone: what differs here is noise between training "
+            "seeds."
+        )
+    return tuple(notes)
+
+
+def _sweep_notes(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
+    if not sweeps:
+        return ("No checkpoint was scored: there is no verdict on sample quality.",)
+    notes = []
+    scores = tuple(sweeps[0].scores.values())
+    places = {score.run: score.images_seen for score in scores}
+    if len(set(places.values())) > 1:
+        listed = ", ".join(f"{run} after {images_text(seen)}" for run, seen in places.items())
+        notes.append(f"The scored checkpoints saw different numbers of images: {listed}.")
+    for title, facts in (("software", "versions"), ("hardware", "hardware")):
+        if len({tuple(sorted(getattr(score, facts).items())) for score in scores}) > 1:
+            notes.append(
+                f"The scores were made on more than one kind of {title} (see Environment)."
+            )
+    return tuple(notes)

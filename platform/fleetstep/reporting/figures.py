@@ -1,0 +1,337 @@
+"""What the figures of a comparison show: held-out loss, distance against network calls, paired
+differences, noise levels.
+
+Their titles say what is seen, their captions how to read it and how far it reaches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from fleetstep.reporting.axes import Axis, at_values, fit, from_zero
+from fleetstep.reporting.charts import Figure, Panel, Point, Rule, Series
+from fleetstep.reporting.comparison import Comparison, Standing, Sweep
+from fleetstep.reporting.records import HELD_OUT_BIN, HELD_OUT_LOSS, Curve, Score
+from fleetstep.reporting.statistics import Difference, final_value, pareto_front
+from fleetstep.reporting.wording import (
+    chance_text,
+    duration_text,
+    images_text,
+    interval_text,
+    metric_text,
+    number,
+    tally_text,
+    with_interval,
+)
+
+_DODGE = 0.012
+"""Runs of one cell are drawn this share of their NFE apart, so that no interval hides another."""
+
+
+def figures(comparison: Comparison) -> tuple[Figure, ...]:
+    """Every figure that the comparison's records allow, in reading order."""
+    makers = (loss_figure, sweep_figure, difference_figure, bins_figure)
+    return tuple(figure for maker in makers if (figure := maker(comparison)) is not None)
+
+
+def loss_figure(comparison: Comparison) -> Figure | None:
+    """Held-out loss against images seen and against wall time; None where no run has the curve."""
+    curves = [
+        (slot, standing, curve)
+        for slot, standing in enumerate(comparison.standings)
+        if (curve := standing.run.curves.get(HELD_OUT_LOSS)) is not None and len(curve)
+    ]
+    if not curves:
+        return None
+    values = fit("held-out loss", [value for *_, curve in curves for value in curve.values])
+    scale, unit = _images_unit(max(curve.images_seen[-1] for *_, curve in curves))
+    seconds, clock = _time_unit(max(curve.wall_s[-1] for *_, curve in curves))
+    target = comparison.standings[0].final_loss
+    rules = (Rule("y", target, "baseline at its end"),) if target is not None else ()
+    by_images = Panel(
+        "Against images seen",
+        from_zero(f"images seen, {unit}", [curve.images_seen[-1] / scale for *_, curve in curves]),
+        values,
+        (
+            *(
+                _loss_series(slot, run, curve, curve.images_seen, scale)
+                for slot, run, curve in curves
+            ),
+            *_reach_series(comparison.standings, "images", scale),
+        ),
+        rules,
+    )
+    by_wall = Panel(
+        "Against wall time",
+        from_zero(
+            f"time since the run started, {clock}",
+            [curve.wall_s[-1] / seconds for *_, curve in curves],
+        ),
+        values,
+        (
+            *(
+                _loss_series(slot, run, curve, curve.wall_s, seconds)
+                for slot, run, curve in curves
+            ),
+            *_reach_series(comparison.standings, "wall_s", seconds),
+        ),
+        rules,
+    )
+    caption = (
+        "Denoising error of the averaged weights on the same held-out images, noise and noise "
+        "levels, EDM-weighted. "
+        "It is comparable between strategies; training losses are not. Wall time compares only "
+        "runs of one machine. Hollow marks: as good as the baseline at its end."
+    )
+    return Figure("loss", _loss_title(comparison.standings), caption, (by_images, by_wall))
+
+
+def _loss_series(
+    slot: int, standing: Standing, curve: Curve, xs: Sequence[float], scale: float
+) -> Series:
+    points = tuple(
+        Point(
+            x / scale,
+            value,
+            text=f"{standing.run.name}: {number(value)} after {images_text(images)}, "
+            f"{duration_text(wall)}",
+        )
+        for x, value, images, wall in zip(
+            xs, curve.values, curve.images_seen, curve.wall_s, strict=True
+        )
+        if math.isfinite(value)
+    )
+    return Series(standing.run.name, slot, points)
+
+
+def _reach_series(
+    standings: Sequence[Standing], along: Literal["images", "wall_s"], scale: float
+) -> Iterable[Series]:
+    """A hollow mark where each challenger was as good as the baseline at its end."""
+    for slot, standing in enumerate(standings):
+        quality = standing.time_to_quality
+        if slot == 0 or quality is None or quality.run is None:
+            continue
+        text = (
+            f"{standing.run.name} as good as {standings[0].run.name} at its end: after "
+            f"{images_text(quality.run.images)}, {duration_text(quality.run.wall_s)}"
+        )
+        point = Point(getattr(quality.run, along) / scale, quality.target, text=text, hollow=True)
+        yield Series(standing.run.name, slot, (point,), line=False)
+
+
+def _loss_title(standings: Sequence[Standing]) -> str:
+    """With one challenger its result, else the subject."""
+    if len(standings) == 2 and (quality := standings[1].time_to_quality) is not None:
+        run, baseline = standings[1].run.name, standings[0].run.name
+        if quality.run is None:
+            return f"Held-out loss: {run} is never as low as {baseline} at its end"
+        sooner, later = images_text(quality.run.images), images_text(quality.baseline.images)
+        return f"Held-out loss: {run} after {sooner} is as low as {baseline} after {later}"
+    return "Held-out loss over training"
+
+
+def sweep_figure(comparison: Comparison) -> Figure | None:
+    """Distance against network calls: the best of all solvers, then each solver, one vertical axis
+    for all.
+    """
+    sweep = comparison.sweep
+    if sweep is None:
+        return None
+    metric = metric_text(sweep.protocol)
+    slots = {run.name: slot for slot, run in enumerate(comparison.runs)}
+    runs = [name for name in slots if name in sweep.runs]
+    scores = [score for name in runs for score in sweep.of(name)]
+    x = at_values("network calls per image (NFE)", [score.nfe for score in scores])
+    y = _distance_axis(f"{metric}, lower is better", scores)
+    fronts = tuple(
+        _score_series(name, slots[name], _front(sweep.of(name)), metric) for name in runs
+    )
+    panels = [Panel("Best of all solvers", x, y, fronts)]
+    for solver in sorted({score.solver for score in scores}):
+        series = tuple(
+            _score_series(
+                name, slots[name], [s for s in sweep.of(name) if s.solver == solver], metric
+            )
+            for name in runs
+        )
+        panels.append(Panel(solver, x, y, tuple(one for one in series if one.points)))
+    caption = (
+        f"{metric} of n = {sweep.protocol.n:,} samples with 95 % intervals (jackknife over "
+        f"{sweep.protocol.blocks} "
+        "blocks; sampling only). The first panel keeps, at each number of network calls, only "
+        "cells that no cheaper cell beats; picking the best by looking is slightly optimistic. "
+        "Runs are set a little apart sideways."
+    )
+    return Figure("nfe", f"{metric} against network calls", caption, tuple(panels))
+
+
+def _distance_axis(title: str, scores: Iterable[Score]) -> Axis:
+    """Values decide the scale; interval ends stretch it only where a log axis could show them."""
+    scores = tuple(scores)
+    values = [score.value for score in scores]
+    ends = [end for score in scores for end in (score.low, score.high)]
+    log = min(values) > 0 and max(values) / min(values) > 5
+    return fit(
+        title, [*values, *(end for end in ends if not log or end > min(values) / 2)], log=log
+    )
+
+
+def _front(scores: Sequence[Score]) -> list[Score]:
+    return [scores[i] for i in pareto_front([(score.nfe, score.value) for score in scores])]
+
+
+def _score_series(run: str, slot: int, scores: Sequence[Score], metric: str) -> Series:
+    points = tuple(
+        Point(
+            score.nfe * (1 + _DODGE * (min(slot, 6) - 1)),
+            score.value,
+            score.low,
+            score.high,
+            f"{run}, {score.cell.title}: {metric} "
+            f"{with_interval(score.value, score.low, score.high)}",
+        )
+        for score in sorted(scores, key=lambda score: score.nfe)
+    )
+    return Series(run, slot, points)
+
+
+def difference_figure(comparison: Comparison) -> Figure | None:
+    """Forest of paired differences to the baseline, one panel a run; None without pairs."""
+    sweep = comparison.sweep
+    if sweep is None or not sweep.differences:
+        return None
+    relative = all(d.baseline_value > 4 * d.baseline_se for d in sweep.differences.values())
+    shown = {key: _share(d) if relative else d for key, d in sweep.differences.items()}
+    metric = metric_text(sweep.protocol)
+    unit = f"difference in {metric}" + (f", % of {comparison.baseline}’s" if relative else "")
+    x = fit(unit, [end for d in shown.values() for end in (d.low, d.high)], log=False, include=0.0)
+    panels = tuple(
+        _forest(
+            comparison,
+            sweep,
+            run.name,
+            slot,
+            x,
+            {key: d for key, d in shown.items() if key[0] == run.name},
+        )
+        for slot, run in enumerate(comparison.runs)
+        if sweep.paired(run.name)
+    )
+    caption = (
+        f"Run minus {comparison.baseline} in the same cell, from the same latents, block by "
+        "block, with 95 % Student "
+        "intervals. Left of zero: the run is better. Hollow: the interval includes zero, no "
+        "difference can be claimed. "
+        + chance_text(max(len(sweep.paired(run.name)) for run in comparison.runs))
+        + (" Intervals take the baseline’s value as fixed." if relative else "")
+    )
+    title = f"Paired differences to {comparison.baseline}"
+    challengers = [run.name for run in comparison.runs[1:] if sweep.paired(run.name)]
+    if len(challengers) == 1:
+        tally = tally_text(sweep.paired(challengers[0]))
+        title = f"{challengers[0]} against {comparison.baseline}: {tally}"
+    return Figure("differences", title, caption, panels)
+
+
+def _share(difference: Difference) -> Difference:
+    """The same difference in percent of the baseline's value."""
+    scale = 100 / difference.baseline_value
+    return replace(
+        difference,
+        value=difference.value * scale,
+        se=difference.se * scale,
+        low=difference.low * scale,
+        high=difference.high * scale,
+    )
+
+
+def _forest(
+    comparison: Comparison,
+    sweep: Sweep,
+    run: str,
+    slot: int,
+    x: Axis,
+    shown: dict[tuple[str, object], Difference],
+) -> Panel:
+    rows = sweep.paired(run)
+    ticks = tuple((-float(i), f"{d.cell.solver} {d.cell.nfe}") for i, d in enumerate(rows))
+    points = tuple(
+        Point(
+            shown[run, d.cell].value,
+            -float(i),
+            shown[run, d.cell].low,
+            shown[run, d.cell].high,
+            f"{d.cell.title}: {interval_text(d)}, {d.verdict}",
+            hollow=d.verdict == "no difference",
+        )
+        for i, d in enumerate(rows)
+    )
+    y = Axis("solver and NFE", -len(rows) + 0.3, 0.7, ticks)
+    title = f"{run} minus {comparison.baseline}"
+    series = (Series(run, slot, points, line=False),)
+    return Panel(title, x, y, series, (Rule("x", 0.0),), interval="x", rows=len(rows))
+
+
+def bins_figure(comparison: Comparison) -> Figure | None:
+    """Final held-out error in each noise-level bin over the baseline's; None without bins."""
+    if any(s.time_to_quality is None and s.final_loss is not None for s in comparison.standings):
+        return None
+    baseline = _final_bins(comparison.standings[0])
+    series = []
+    for slot, standing in enumerate(comparison.standings[1:], start=1):
+        bins = _final_bins(standing)
+        points = tuple(
+            Point(
+                j + 1,
+                bins[j] / baseline[j],
+                text=f"{standing.run.name}, bin {j + 1}: {number(bins[j] / baseline[j])} times "
+                f"{comparison.baseline}’s error",
+            )
+            for j in sorted(bins.keys() & baseline.keys())
+            if baseline[j] > 0
+        )
+        if points:
+            series.append(Series(standing.run.name, slot, points))
+    if not series:
+        return None
+    count = max(int(point.x) for one in series for point in one.points)
+    x = Axis(
+        f"noise-level bin, 1 = least noise, {count} = most",
+        0.5,
+        count + 0.5,
+        tuple((float(j), str(j)) for j in range(1, count + 1)),
+    )
+    ratios = [point.y for one in series for point in one.points]
+    y = fit(f"error over {comparison.baseline}’s", ratios, log=False, include=1.0)
+    panel = Panel("At the end of training", x, y, tuple(series), (Rule("y", 1.0, "baseline"),))
+    caption = (
+        "Ratio of final held-out errors in equally likely bins of the process’s own noise "
+        "levels. Below 1: the run "
+        "denoises better there. One training seed; no interval."
+    )
+    return Figure("bins", "Where on the noise axis the held-out error changes", caption, (panel,))
+
+
+def _final_bins(standing: Standing) -> dict[int, float]:
+    """Bin index -> final error."""
+    bins = {}
+    for name, curve in standing.run.curves.items():
+        index = name.removeprefix(HELD_OUT_BIN)
+        value = final_value(curve)
+        if name.startswith(HELD_OUT_BIN) and index.isdecimal() and value is not None:
+            bins[int(index)] = value
+    return bins
+
+
+def _images_unit(most: float) -> tuple[float, str]:
+    return (1e6, "Mimg") if most >= 1e6 else (1e3, "kimg")
+
+
+def _time_unit(most: float) -> tuple[float, str]:
+    if most < 180:
+        return 1.0, "s"
+    return (60.0, "min") if most < 3 * 3600 else (3600.0, "h")

@@ -1,0 +1,211 @@
+"""The lower half of the page: samples, configuration, protocol and environment.
+
+Each section is (anchor, short title, markup), or nothing where the records hold nothing for it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from fleetstep.reporting.comparison import Comparison
+from fleetstep.reporting.markup import Markup, element, join
+from fleetstep.reporting.records import Grid, Protocol, RunRecord, Score
+from fleetstep.reporting.wording import duration_text, images_text, metric_card
+
+Section = tuple[str, str, Markup]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_EARLIER = 6
+"""At most this many earlier grids of a run are shown, evenly spread: the page stays small."""
+
+
+def samples_section(comparison: Comparison) -> Iterator[Section]:
+    """The last grid of every run side by side, and how each run came to it."""
+    grids = {run.name: _pictures(run) for run in comparison.runs}
+    if not any(grids.values()):
+        return
+    last = (_picture(grids[run.name][-1], run.name) for run in comparison.runs if grids[run.name])
+    earlier = [
+        join(
+            element("h3", run.name),
+            element(
+                "div",
+                *(_picture(grid, "") for grid in _spread(grids[run.name][:-1])),
+                class_="strip",
+            ),
+        )
+        for run in comparison.runs
+        if len(grids[run.name]) > 1
+    ]
+    folded = element("details", element("summary", "Earlier in training"), *earlier)
+    content = element(
+        "section",
+        element("h2", "Samples at the same seeds"),
+        element(
+            "p",
+            "Place by place the grids start from the same latents and labels, so differences come "
+            "from the models alone.",
+            class_="quiet",
+        ),
+        element("div", *last, class_="grids"),
+        folded if earlier else "",
+        id="samples",
+    )
+    yield "samples", "Samples", content
+
+
+def _pictures(run: RunRecord) -> tuple[Grid, ...]:
+    """The run's grids in order; what is not a PNG is not embedded."""
+    pictures = (grid for grid in run.grids if grid.png.startswith(_PNG))
+    return tuple(sorted(pictures, key=lambda grid: grid.images_seen))
+
+
+def _spread(grids: Sequence[Grid]) -> Sequence[Grid]:
+    if len(grids) <= _EARLIER:
+        return grids
+    return [grids[i * (len(grids) - 1) // (_EARLIER - 1)] for i in range(_EARLIER)]
+
+
+def _picture(grid: Grid, run: str) -> Markup:
+    seen = f"after {images_text(grid.images_seen)}"
+    words = ", ".join(part for part in (seen, grid.caption if run else "") if part)
+    return element(
+        "figure",
+        element(
+            "img",
+            src="data:image/png;base64," + base64.b64encode(grid.png).decode(),
+            alt=f"Samples of {run or 'the run'} {words}",
+        ),
+        element("figcaption", element("strong", run), " " if run else "", words),
+    )
+
+
+def config_section(comparison: Comparison) -> Iterator[Section]:
+    """The parameters that differ; the same ones are counted, not listed."""
+    runs = [run.name for run in comparison.runs]
+    if len(runs) < 2:
+        return
+    common = len({key for run in comparison.runs for key in run.params}) - len(comparison.config)
+    head = element("tr", *(element("th", name, scope="col") for name in ("Parameter", *runs)))
+    rows = (
+        element(
+            "tr",
+            element("th", element("code", key), scope="row"),
+            *(
+                element("td", "–" if value is None else element("code", value), data_label=run)
+                for run, value in zip(runs, values, strict=True)
+            ),
+        )
+        for key, values in comparison.config
+    )
+    table = element(
+        "table", element("thead", head), element("tbody", *rows), class_="cards values"
+    )
+    content = element(
+        "section",
+        element("h2", "What differs in the configuration"),
+        element("p", f"{common} further parameters are the same in all runs.", class_="quiet"),
+        table if comparison.config else element("p", "Nothing differs."),
+        id="config",
+    )
+    yield "config", "Configuration", content
+
+
+def protocol_section(comparison: Comparison) -> Iterator[Section]:
+    """What the numbers are and are not: one card for all metrics of the same samples."""
+    if not comparison.sweeps:
+        return
+    shared: dict[Protocol, list[Score]] = {}
+    for sweep in comparison.sweeps:
+        shared.setdefault(replace(sweep.protocol, metric=""), []).extend(sweep.scores.values())
+    content = element(
+        "section",
+        element("h2", "How the scores were measured"),
+        element(
+            "p",
+            "Scores of different protocols are never ranked against each other.",
+            class_="quiet",
+        ),
+        *(_card(scores) for scores in shared.values()),
+        id="protocol",
+    )
+    yield "protocol", "Protocol", content
+
+
+def _card(scores: Sequence[Score]) -> Markup:
+    """The protocol of scores that differ in metric alone."""
+    score = scores[0]
+    facts = {
+        "Metrics": _distinct(one.metric for one in scores),
+        "Samples": f"n = {score.n:,} in {score.blocks} jackknife blocks",
+        "Seeds": score.seeds,
+        "Extractor": f"{score.extractor} {score.extractor_sha256}".strip(),
+        "Reference": f"{score.reference} {score.reference_sha256}".strip(),
+        "Reference samples": f"{score.reference_n:,}" if score.reference_n else "",
+        "Preprocessing": score.preprocess,
+        "Quantisation": score.quantisation,
+        "Labels": _distinct(one.labels for one in scores),
+        "EMA": _distinct(one.ema for one in scores),
+        "Schedules": _distinct(f"{one.solver}: {one.schedule}" for one in scores),
+        "Checkpoints": _distinct(f"{one.run} {one.checkpoint[:16]}" for one in scores),
+    }
+    cards = dict.fromkeys(metric_card(one.protocol, one.extractor) for one in scores)
+    pairs = (
+        join(element("dt", name), element("dd", element("code", value)))
+        for name, value in facts.items()
+        if value
+    )
+    card = (element("p", element("strong", " ".join(cards))), element("dl", *pairs))
+    return element("div", *card, class_="card")
+
+
+def environment_section(comparison: Comparison) -> Iterator[Section]:
+    """Where and with what each run was trained and scored: one column a run."""
+    facts = [_environment(run) for run in comparison.runs]
+    names = [run.name for run in comparison.runs]
+    head = element("tr", *(element("th", name, scope="col") for name in ("", *names)))
+    rows = (
+        _fact_row(key, names, [one.get(key, "") for one in facts])
+        for key in dict.fromkeys(key for one in facts for key in one)
+    )
+    table = element(
+        "table", element("thead", head), element("tbody", *rows), class_="cards values"
+    )
+    content = element("section", element("h2", "Environment"), table, id="environment")
+    yield "environment", "Environment", content
+
+
+def _environment(run: RunRecord) -> dict[str, str]:
+    seconds = (run.ended - run.started).total_seconds() if run.ended and run.started else 0.0
+    facts = {
+        "Run": run.run_id,
+        "Status": run.status,
+        "Started": run.started.strftime("%Y-%m-%d %H:%M %Z").strip() if run.started else "",
+        "Duration": duration_text(seconds) if seconds > 0 else "",
+        "Scored with": _distinct(_listed(score.versions) for score in run.scores),
+        "Scored on": _distinct(_listed(score.hardware) for score in run.scores),
+    }
+    tags = {key: text for key, text in sorted(run.tags.items()) if not key.startswith("mlflow.")}
+    return {key: text for key, text in (facts | tags).items() if text}
+
+
+def _fact_row(key: str, names: Sequence[str], values: Sequence[str]) -> Markup:
+    """One fact of all runs; what all share is said once."""
+    if len(values) > 1 and len(set(values)) == 1:
+        shared = element("td", element("code", values[0]), colspan=len(values), data_label="all")
+        return element("tr", element("th", key, scope="row"), shared)
+    cells = (
+        element("td", element("code", value) if value else "–", data_label=name)
+        for name, value in zip(names, values, strict=True)
+    )
+    return element("tr", element("th", key, scope="row"), *cells)
+
+
+def _listed(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(facts.items()))
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(value for value in values if value))

@@ -1,0 +1,188 @@
+"""The figures of a comparison as PNG files.
+
+Drawn on Agg canvases of their own, under matplotlib's defaults: neither the user's style file nor
+pyplot's global state is read or changed.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Sheet
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from fleetstep.reporting.axes import Axis
+from fleetstep.reporting.charts import Figure, Panel, Series
+from fleetstep.reporting.comparison import Comparison
+from fleetstep.reporting.figures import figures
+from fleetstep.reporting.palette import LIGHT, MARKERS, colour_of, marker_of
+
+_MARKS = dict(zip(MARKERS, ("o", "s", "^", "D", "X", "P", "v"), strict=True))
+_INK, _QUIET, _GRID = "#1f2328", "#59636e", "#e4e7eb"
+_PANEL_INCHES = (4.9, 3.4)
+_ALONE_INCHES = 6.4
+_ROW_INCHES = 0.22
+_DPI = 144
+_NAME = 40
+"""Characters of a run's name in a legend."""
+
+
+def write_plots(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
+    """Write every figure that the records allow as `<key>.png` into an existing folder.
+
+    Returns:
+        the files written: loss.png, nfe.png, differences.png, bins.png, as far as there is data.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    paths = []
+    for figure in figures(comparison):
+        path = folder / f"{figure.key}.png"
+        write_plot(figure, path)
+        paths.append(path)
+    return tuple(paths)
+
+
+def write_plot(figure: Figure, path: Path) -> None:
+    """Draw one figure, at most three panels in a row, under its title and above its legend."""
+    with mpl.rc_context():
+        matplotlib.style.use("default")
+        sheet = _draw(figure)
+        # No software version in the file: the same records give the same bytes.
+        FigureCanvasAgg(sheet).print_png(str(path), metadata={"Software": None})
+
+
+def _draw(figure: Figure) -> Sheet:
+    columns = _columns(len(figure.panels))
+    rows = -(-len(figure.panels) // columns)
+    width = _PANEL_INCHES[0] * columns if columns > 1 else _ALONE_INCHES
+    height = max(_height(panel) for panel in figure.panels) * rows
+    lines = textwrap.wrap(figure.title, int(width * 8.4))
+    longest = max(min(len(run), _NAME) for run, _ in figure.runs)
+    entries = max(1, int(width / (0.7 + 0.082 * longest)))
+    head = 0.2 + 0.26 * len(lines)
+    foot = 0.18 + 0.24 * -(-len(figure.runs) // entries)
+    sheet = Sheet(figsize=(width, height + head + foot), dpi=_DPI)
+    total = height + head + foot
+    below = (0, foot / total, 1, height / total)
+    sheet.set_layout_engine("constrained", rect=below, w_pad=0.08, h_pad=0.08)
+    sheet.text(
+        0.12 / width,
+        1 - 0.12 / total,
+        "\n".join(lines),
+        ha="left",
+        va="top",
+        fontsize=13,
+        fontweight="bold",
+        color=_INK,
+    )
+    grid = sheet.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place < len(figure.panels):
+            _draw_panel(axes, figure.panels[place])
+        else:
+            axes.set_axis_off()
+    handles = [_legend_handle(run, slot) for run, slot in figure.runs]
+    sheet.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.04 / width, 0.02 / total),
+        ncols=min(len(handles), entries),
+        frameon=False,
+        fontsize=10,
+    )
+    return sheet
+
+
+def _columns(panels: int) -> int:
+    """One or two panels in one row, four in two rows of two, else rows of three."""
+    return panels if panels < 4 else 2 if panels == 4 else 3
+
+
+def _height(panel: Panel) -> float:
+    return (
+        max(_PANEL_INCHES[1], 1.1 + _ROW_INCHES * panel.rows) if panel.rows else _PANEL_INCHES[1]
+    )
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    axes.set_title(panel.title, loc="left", fontsize=11, color=_INK, pad=8)
+    _draw_axis(axes, axes.xaxis, panel.x, axes.set_xlim, axes.set_xscale)
+    _draw_axis(axes, axes.yaxis, panel.y, axes.set_ylim, axes.set_yscale)
+    axes.set_xlabel(panel.x.title, fontsize=10, color=_QUIET)
+    axes.set_ylabel(panel.y.title, fontsize=10, color=_QUIET)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color("#b6bdc6")
+    axes.grid(axis="x" if panel.rows else "y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for rule in panel.rules:
+        draw = axes.axhline if rule.axis == "y" else axes.axvline
+        draw(rule.value, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
+        if rule.text:
+            axes.annotate(
+                rule.text,
+                (0, rule.value),
+                xycoords=("axes fraction", "data"),
+                xytext=(5, -4),
+                textcoords="offset points",
+                ha="left",
+                va="top",
+                fontsize=8.5,
+                color=_QUIET,
+            )
+    for series in panel.series:
+        _draw_series(axes, panel, series)
+
+
+def _draw_axis(axes: Any, axis: Any, spec: Axis, limits: Any, scale: Any) -> None:
+    scale("log" if spec.log else "linear")
+    limits(spec.low, spec.high)
+    axis.set_major_locator(FixedLocator([place for place, _ in spec.ticks]))
+    axis.set_major_formatter(FixedFormatter([text for _, text in spec.ticks]))
+    axis.set_minor_locator(NullLocator())
+    axes.tick_params(axis=axis.axis_name, labelsize=9, colors=_QUIET, length=3, labelcolor=_INK)
+
+
+def _draw_series(axes: Any, panel: Panel, series: Series) -> None:
+    colour, marker = _look(series.slot)
+    xs, ys = [p.x for p in series.points], [p.y for p in series.points]
+    if series.line:
+        axes.plot(xs, ys, color=colour, linewidth=1.8, zorder=3)
+    for point in series.points:
+        if point.low is not None and point.high is not None:
+            along_x = panel.interval == "x"
+            axis = panel.x if along_x else panel.y
+            low, high = max(point.low, axis.low), min(point.high, axis.high)
+            where = ([low, high], [point.y] * 2) if along_x else ([point.x] * 2, [low, high])
+            axes.plot(*where, color=colour, linewidth=1.4, solid_capstyle="butt", zorder=3)
+        axes.plot(
+            [point.x],
+            [point.y],
+            marker=marker,
+            markersize=5,
+            markerfacecolor="white" if point.hollow else colour,
+            markeredgecolor=colour,
+            linestyle="none",
+            zorder=4,
+        )
+
+
+def _legend_handle(run: str, slot: int) -> Line2D:
+    colour, marker = _look(slot)
+    # "$" would start mathematics, a leading "_" would hide the entry.
+    name = run if len(run) <= _NAME else run[: _NAME - 1] + "…"
+    text = " " + name.replace("$", r"\$")
+    return Line2D([], [], color=colour, marker=marker, markersize=6, linewidth=1.8, label=text)
+
+
+def _look(slot: int) -> tuple[str, str]:
+    return LIGHT[colour_of(slot)], _MARKS[marker_of(slot)]

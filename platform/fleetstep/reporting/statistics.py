@@ -1,0 +1,215 @@
+"""The arithmetic of comparing two runs: paired differences, time to quality, Pareto fronts.
+
+All metrics here are distances or losses: lower is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.special import stdtrit
+
+from fleetstep.errors import ComparisonError
+from fleetstep.reporting.records import CONFIDENCE, Cell, Curve, Score
+
+Verdict = Literal["better", "worse", "no difference"]
+
+_MUST_AGREE = {
+    "metric": "the metric",
+    "extractor_sha256": "the feature extractor (SHA-256)",
+    "reference_sha256": "the reference statistics (SHA-256)",
+    "n": "the number of samples n",
+    "blocks": "the number of jackknife blocks",
+    "seeds": "the sample seeds",
+    "preprocess": "the preprocessing",
+    "quantisation": "the quantisation",
+    "solver": "the solver",
+    "schedule": "the schedule",
+    "nfe": "the number of network calls",
+    "labels": "the labels rule",
+}
+
+
+def check_comparable(run: Score, baseline: Score) -> None:
+    """Refuse to compare scores which do not measure the same thing in the same way.
+
+    Raises:
+        ComparisonError: names every fact that differs, with both values.
+    """
+    differing = [
+        f"{title}: {getattr(run, name)!s} against {getattr(baseline, name)!s}"
+        for name, title in _MUST_AGREE.items()
+        if getattr(run, name) != getattr(baseline, name)
+    ]
+    if differing:
+        raise ComparisonError(
+            f"scores may be ranked only when all of their protocol agrees, but {run.run} and "
+            f"{baseline.run} "
+            f"differ in {'; '.join(differing)}",
+            f"score both with one sweep config, for example the one that scored {baseline.run}",
+        )
+    for score in (run, baseline):
+        if score.blocks < 2 or len(score.pseudo_values) != score.blocks:
+            raise ComparisonError(
+                "an interval needs at least two blocks and one pseudo-value per block, but "
+                f"{score.run} at "
+                f"{score.cell.title} has {score.blocks} blocks and {len(score.pseudo_values)} "
+                "pseudo-values",
+                "let the sweep finish, or score the checkpoint again",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Run minus baseline in one cell, from the same latents; negative = the run is better.
+
+    Args:
+        se: standard error of `value`.
+        low: lower end of the 95 % Student interval (blocks - 1 degrees of freedom).
+        high: upper end.
+        baseline_value: the baseline's score, to express `value` as a share.
+        n: samples in each of the two scores.
+    """
+
+    cell: Cell
+    value: float
+    se: float
+    low: float
+    high: float
+    baseline_value: float
+    baseline_se: float
+    n: int
+    blocks: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval allows to say: it excludes zero on one side, or it does not."""
+        if self.high < 0:
+            return "better"
+        return "worse" if self.low > 0 else "no difference"
+
+
+def paired_difference(run: Score, baseline: Score) -> Difference:
+    """Mean and Student interval of the blockwise differences of the jackknife pseudo-values.
+
+    Block b of both scores holds the same latents, so what the two share cancels: several times
+    fewer samples are needed than for two independent intervals.
+
+    Raises:
+        ComparisonError: the two scores do not measure the same thing (`check_comparable`).
+    """
+    check_comparable(run, baseline)
+    blocks = run.blocks
+    deltas = [a - b for a, b in zip(run.pseudo_values, baseline.pseudo_values, strict=True)]
+    mean = math.fsum(deltas) / blocks
+    variance = math.fsum((delta - mean) ** 2 for delta in deltas) / (blocks - 1)
+    se = math.sqrt(variance / blocks)
+    half = float(stdtrit(blocks - 1, (1 + CONFIDENCE) / 2)) * se
+    return Difference(
+        cell=run.cell,
+        value=mean,
+        se=se,
+        low=mean - half,
+        high=mean + half,
+        baseline_value=baseline.value,
+        baseline_se=baseline.se,
+        n=run.n,
+        blocks=blocks,
+    )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When a curve first was as good as a target: images seen, seconds since the run started."""
+
+    images: float
+    wall_s: float
+
+
+def reach(curve: Curve, target: float) -> Reached | None:
+    """Where the best value so far first is `target` or lower; None where it never is.
+
+    Between two measurements which lowered the best value it is interpolated linearly, in images
+    and in time; measurements which did not lower it (noise, overfitting, NaN) are passed over. A
+    curve which starts at or below the target reached it at its first measurement, or before.
+    """
+    before: tuple[int, float, float] | None = None
+    for images, value, wall in zip(curve.images_seen, curve.values, curve.wall_s, strict=True):
+        if math.isnan(value) or (before is not None and value >= before[1]):
+            continue
+        if value <= target:
+            if before is None:
+                return Reached(float(images), wall)
+            share = (before[1] - target) / (before[1] - value)
+            return Reached(
+                before[0] + share * (images - before[0]), before[2] + share * (wall - before[2])
+            )
+        before = (images, value, wall)
+    return None
+
+
+@dataclass(frozen=True)
+class TimeToQuality:
+    """How soon a run was as good as the baseline at its end.
+
+    Args:
+        target: the baseline's final held-out loss.
+        baseline: where the baseline itself first reached it.
+        run: where the run did; None = not within its training.
+    """
+
+    target: float
+    baseline: Reached
+    run: Reached | None
+
+    @property
+    def images_ratio(self) -> float | None:
+        """Baseline's images over the run's: 2 = half the images; None = not reached (or at image
+        0).
+        """
+        return None if self.run is None else _ratio(self.baseline.images, self.run.images)
+
+    @property
+    def wall_ratio(self) -> float | None:
+        """The same in wall time, which compares only runs of one machine."""
+        return None if self.run is None else _ratio(self.baseline.wall_s, self.run.wall_s)
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return above / below if above > 0 and below > 0 else None
+
+
+def time_to_quality(run: Curve, baseline: Curve) -> TimeToQuality | None:
+    """Images and wall time until `run` is as good as `baseline` at its end; None where the
+    baseline has no end value.
+    """
+    target = final_value(baseline)
+    if target is None or (reached := reach(baseline, target)) is None:
+        return None
+    return TimeToQuality(target, reached, reach(run, target))
+
+
+def final_value(curve: Curve | None) -> float | None:
+    """The last value of a curve; None where there is none or it is not finite."""
+    if curve is None or not curve.values or not math.isfinite(curve.values[-1]):
+        return None
+    return curve.values[-1]
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
+    """Indices of the points which no other beats, by first coordinate (cost), both lower is
+    better.
+
+    A point stays when every point of no greater cost is worse; of equal points the first stays.
+    """
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], points[i][1], i))
+    front: list[int] = []
+    best = math.inf
+    for i in order:
+        if points[i][1] < best:
+            front.append(i)
+            best = points[i][1]
+    return tuple(front)

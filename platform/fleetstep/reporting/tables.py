@@ -1,0 +1,127 @@
+"""A comparison in the terminal: rich tables, with every name from a record as plain text.
+
+Names go through `Text`, never through console markup: a run called "[red]x" stays called so.
+"""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from fleetstep.reporting.comparison import Comparison, Standing, Sweep
+from fleetstep.reporting.records import Cell
+from fleetstep.reporting.wording import (
+    duration_text,
+    images_text,
+    interval_text,
+    metric_text,
+    number,
+    ratio_text,
+    tally_text,
+    with_interval,
+)
+
+_STYLES = {"better": "green", "worse": "red", "no difference": "dim"}
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One row a run: verdict, best cell, paired difference, held-out loss, time to quality."""
+    sweep = comparison.sweep
+    metric = metric_text(sweep.protocol) if sweep else "distance"
+    table = Table(title=Text(f"Compared with {comparison.baseline}"), title_justify="left")
+    table.add_column("run", overflow="fold")
+    for title in ("verdict", f"{metric}, best cell", "difference, same cell", "held-out loss"):
+        table.add_column(Text(title))
+    table.add_column("baseline's final loss reached after")
+    for standing in comparison.standings:
+        table.add_row(
+            Text(standing.run.name),
+            _verdict(comparison, standing),
+            Text(_best(standing)),
+            Text(_difference(standing)),
+            Text("-" if standing.final_loss is None else number(standing.final_loss)),
+            Text(_reached(standing)),
+        )
+    return table
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """Solver x NFE against runs, each value with half its 95 % interval.
+
+    The lowest of a row is bold; colours tell the paired verdict against the baseline.
+    """
+    title = f"{metric_text(sweep.protocol)}, n = {sweep.protocol.n:,}, lower is better"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("solver")
+    table.add_column("NFE", justify="right")
+    for run in sweep.runs:
+        table.add_column(Text(run), justify="right")
+    previous = ""
+    for cell in sweep.cells:
+        if previous not in ("", cell.solver):
+            table.add_section()
+        previous = cell.solver
+        table.add_row(Text(cell.solver), str(cell.nfe), *_values(sweep, cell))
+    return table
+
+
+def config_table(comparison: Comparison) -> Table:
+    """The parameters that differ; "-" where a run has no such parameter."""
+    table = Table(title="What differs in the configuration", title_justify="left")
+    table.add_column("parameter", overflow="fold")
+    for run in comparison.runs:
+        table.add_column(Text(run.name), overflow="fold")
+    for key, values in comparison.config:
+        table.add_row(Text(key), *(Text("-" if value is None else value) for value in values))
+    return table
+
+
+def _verdict(comparison: Comparison, standing: Standing) -> Text:
+    if standing.run.name == comparison.baseline:
+        return Text("baseline", "dim")
+    if standing.headline is None or comparison.sweep is None:
+        return Text("not compared", "dim")
+    verdict = standing.headline.verdict
+    tally = tally_text(comparison.sweep.paired(standing.run.name))
+    return Text.assemble((verdict, f"bold {_STYLES[verdict]}"), "\n", (tally, "dim"))
+
+
+def _best(standing: Standing) -> str:
+    if standing.best is None:
+        return "-"
+    best = standing.best
+    return f"{with_interval(best.value, best.low, best.high)}\n{best.cell.title}"
+
+
+def _difference(standing: Standing) -> str:
+    if standing.headline is None:
+        return "-"
+    return f"{interval_text(standing.headline)}\n{standing.headline.cell.title}"
+
+
+def _reached(standing: Standing) -> str:
+    quality = standing.time_to_quality
+    if quality is None:
+        return "not compared"
+    if quality.run is None:
+        return "not reached"
+    words = f"{images_text(quality.run.images)}, {duration_text(quality.run.wall_s)}"
+    if quality.run == quality.baseline:
+        return words
+    images, wall = ratio_text(quality.images_ratio), ratio_text(quality.wall_ratio)
+    return f"{words}\n{images} in images, {wall} in time"
+
+
+def _values(sweep: Sweep, cell: Cell) -> list[Text]:
+    scores = [sweep.scores.get((run, cell)) for run in sweep.runs]
+    lowest = min(score.value for score in scores if score is not None)
+    texts = []
+    for score in scores:
+        if score is None:
+            texts.append(Text("-", "dim"))
+            continue
+        difference = sweep.differences.get((score.run, cell))
+        style = _STYLES[difference.verdict] if difference else ""
+        style += " bold" if score.value == lowest else ""
+        texts.append(Text(with_interval(score.value, score.low, score.high), style.strip()))
+    return texts

@@ -1,0 +1,139 @@
+"""Numbers and verdicts in words: what people read in a terminal, on a plot and on the page.
+
+A sentence here never says more than its interval: it names the samples and the blocks, and that
+one training seed was trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fleetstep.reporting.records import Protocol
+from fleetstep.reporting.statistics import Difference, TimeToQuality
+
+ONE_SEED = (
+    "One training seed each: the intervals cover the sampling of images only, not what another "
+    "training run would give."
+)
+
+NOT_FID = "Not FID: not comparable with any published FID, nor across extractors or references."
+
+
+def number(value: float, resolution: float | None = None) -> str:
+    """A number to the digits that matter: two of `resolution` (an interval's half width), else
+    three significant.
+    """
+    if not math.isfinite(value):
+        return "not finite"
+    if resolution is not None and resolution > 0 and math.isfinite(resolution):
+        decimals = max(0, 1 - math.floor(math.log10(resolution)))
+    elif value == 0:
+        return "0"
+    else:
+        decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    if decimals > 7:
+        return f"{value:.2e}".replace("-", "−")
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Value plus or minus half the width of its 95 % interval: "0.568 ± 0.15"."""
+    half = (high - low) / 2
+    return f"{number(value, half)} ± {number(half, half)}" if half > 0 else number(value)
+
+
+def images_text(images: float) -> str:
+    """Images seen in the field's units: "640 images", "12.8 kimg", "1.25 Mimg"."""
+    if images < 1_000:
+        return f"{images:.0f} images"
+    return f"{_three(images / 1e6)} Mimg" if images >= 1e6 else f"{_three(images / 1e3)} kimg"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as "42 s", "3 min 20 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
+def _three(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+def ratio_text(ratio: float | None) -> str:
+    """A speed-up: "1.34×"."""
+    return "not defined" if ratio is None else f"{ratio:.2f}×"
+
+
+def metric_text(protocol: Protocol) -> str:
+    """The short name of a distance on axes and in tables: "FD (fs-rn20)"."""
+    kind, _, rest = protocol.metric.partition("@")[0].partition(".")
+    extractor = rest.partition(".")[0]
+    name = {"fd": "FD", "fd_z": "standardised FD"}.get(kind, kind.replace("fid", "FID"))
+    return f"{name} ({extractor})" if extractor else name
+
+
+def metric_card(protocol: Protocol, extractor: str) -> str:
+    """What the distance is, in the words that keep it from being mistaken for FID."""
+    if protocol.metric.startswith("fid."):
+        return "Fréchet Inception distance."
+    if protocol.metric.startswith("fid"):
+        return (
+            f"Fréchet Inception distance of only {protocol.n:,} images: not comparable with "
+            "figures published for 50,000."
+        )
+    if protocol.metric.startswith("fd_z."):
+        return "The standardised distance divides each feature by its reference deviation."
+    if "fs-rn20" in protocol.metric:
+        return f"Fréchet distance in ResNet-20/CIFAR-10 features. {NOT_FID}"
+    return f"Fréchet distance in {extractor or 'unnamed'} features. {NOT_FID}"
+
+
+def verdict_text(run: str, baseline: str, difference: Difference, metric: str) -> str:
+    """One sentence on one cell, which never claims more than the interval."""
+    where = (
+        f"at {difference.cell.solver} with {difference.cell.nfe} network calls "
+        f"(n = {difference.n:,}, {difference.blocks} blocks, same latents)"
+    )
+    interval = interval_text(difference)
+    if difference.verdict == "no difference":
+        return f"{run} and {baseline}: no difference at 95 % {where}: {metric} {interval}."
+    return f"{run} is {difference.verdict} than {baseline} at 95 % {where}: {metric} {interval}."
+
+
+def interval_text(difference: Difference) -> str:
+    """The signed difference with its interval: "−0.31 [−0.36, −0.26]"."""
+    half = (difference.high - difference.low) / 2
+    value, low, high = (
+        number(v, half) for v in (difference.value, difference.low, difference.high)
+    )
+    sign = "+" if difference.value > 0 else ""
+    return f"{sign}{value} [{low}, {high}]"
+
+
+def tally_text(differences: Sequence[Difference]) -> str:
+    """How often the run was better or worse: "better in 18, worse in 1 of 20 cells"."""
+    better = sum(difference.verdict == "better" for difference in differences)
+    worse = sum(difference.verdict == "worse" for difference in differences)
+    return f"better in {better}, worse in {worse} of {len(differences)} cells"
+
+
+def chance_text(cells: int) -> str:
+    """How many of so many true ties an interval of 95 % would still call different."""
+    return (
+        f"Each cell is judged at 95 %: of {cells} true ties chance alone would mark "
+        f"{0.05 * cells:.2g}."
+    )
+
+
+def reached_text(quality: TimeToQuality | None) -> str:
+    """When a run was as good as the baseline at its end: "61.2 kimg (1.63×)" or "not reached"."""
+    if quality is None:
+        return "not compared"
+    if quality.run is None:
+        return "not reached"
+    return f"{images_text(quality.run.images)} ({ratio_text(quality.images_ratio)})"

@@ -1,0 +1,357 @@
+"""The training loop: events happen in the order of lines. It knows neither Ray nor DeepSpeed.
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fleetstep.data.batch import Batch
+from fleetstep.data.prefetch import BatchSource, Prefetched, prefetched
+from fleetstep.diffusion.loss import DiffusionLoss, noise_at, noise_levels_at
+from fleetstep.diffusion.objective import Objective
+from fleetstep.errors import CheckpointError, NonFiniteError
+from fleetstep.spec import span_images
+from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
+from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
+from fleetstep.training.ema import EmaTracks
+from fleetstep.training.engine import Engine
+from fleetstep.training.snapshot import is_reported, mark_reported, snapshot_path, write_snapshot
+from fleetstep.training.spec import BatchPlan, TrainingSpec, learning_rate, total_steps
+
+Draws = tuple[Tensor, Tensor]
+"""(sigma_B float64, eps_BCHW float32) of a batch's stream positions."""
+
+
+class TrainingStream(BatchSource, Protocol):
+    """What the loop reads: batches by stream position."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 if unlabelled."""
+        ...
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _go_on() -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What the loop tells the world. `log` is called on rank 0, the others on every rank.
+
+    Attributes:
+        log: (images_seen, metrics named train/...): every `log_every` steps and at the end.
+        report: (checkpoint) after each one is complete.
+        snapshot: (folder, images_seen) after each one is written: held-out loss, grids. Called
+            again after a restart if the process died before it returned.
+    """
+
+    log: Callable[[int, Mapping[str, float]], None] = _nothing
+    report: Callable[[Checkpoint], None] = _nothing
+    snapshot: Callable[[Path, int], None] = _nothing
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: "finished": the budget is spent; "stopped": it was asked to, and can be resumed.
+        images_seen: progress.
+        checkpoint: the last one.
+    """
+
+    status: Literal["finished", "stopped"]
+    images_seen: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a run needs and that does not change while it goes on.
+
+    Attributes:
+        training: its config.
+        plan: how the global batch is cut.
+        engine: holds the network.
+        objective: what is trained.
+        stream: the data.
+        prefetch: batches prepared ahead.
+        ema: averages over the engine's partition.
+        store: checkpoints.
+        snapshots: folder of snapshots.
+        facts: fingerprints and configuration, for checkpoints.
+        callbacks: what to tell whom.
+        on_event: called with the name of each point at which tests interrupt a run.
+        should_stop: true asks for a checkpoint and an early return; with several workers it is
+            asked at log points, and one worker's yes stops all.
+    """
+
+    training: TrainingSpec
+    plan: BatchPlan
+    engine: Engine
+    objective: Objective
+    stream: TrainingStream
+    prefetch: int = 2
+    ema: EmaTracks
+    store: CheckpointStore
+    snapshots: Path
+    facts: RunFacts
+    callbacks: Callbacks = Callbacks()
+    on_event: OnEvent = no_event
+    should_stop: Callable[[], bool] = _go_on
+
+
+def train(job: Job, start: Checkpoint | None = None) -> Outcome:
+    """Train from `start` (None: from zero) until the budget is spent; collective.
+
+    A finished run has no step left: its last snapshot is reported if it was not, and it returns.
+
+    Raises:
+        NonFiniteError: a loss or gradient is NaN or infinite; nothing of it reaches a checkpoint.
+        CheckpointError: a checkpoint or snapshot cannot be written or read.
+    """
+    training, engine = job.training, job.engine
+    end = total_steps(training.images, training.global_batch) * training.global_batch
+    images_seen, saved = 0, start
+    if start is not None:
+        job.store.load(start, engine, job.ema)
+        images_seen = start.images_seen
+    meter = _Meter(job, start)
+    denoise = job.objective.denoiser(engine.network)
+    with _batches(job, images_seen, end) as batches:
+        while True:
+            stopping = images_seen < end and meter.asked_to_stop(images_seen)
+            saved = _save_if_due(job, images_seen, end, saved, meter, stopping)
+            if images_seen >= end or stopping:
+                assert saved is not None  # both are reasons to save
+                return Outcome("stopped" if stopping else "finished", images_seen, saved)
+            batch, draws = next(batches)
+            losses = _accumulate(job, denoise, batch, draws, images_seen)
+            engine.step(learning_rate(training, images_seen))
+            _check_gradient(engine.grad_norm(), batch, images_seen // training.global_batch)
+            job.ema.update(images_seen)
+            images_seen += training.global_batch
+            meter.add(losses)
+            job.on_event("step")
+            if meter.due(images_seen, end):
+                meter.log(images_seen, end, batches.wait_s)
+
+
+def _batches(job: Job, images_seen: int, end: int) -> Prefetched[Draws]:
+    """This worker's contiguous slices of the global batches up to `end`, with their draws."""
+    plan, seed = job.plan, job.training.seed
+
+    def positions() -> Iterator[tuple[int, int]]:
+        for first in range(images_seen, end, plan.global_batch):
+            yield first + job.engine.group.rank * plan.per_worker, plan.per_worker
+
+    def draws(batch: Batch) -> Draws:
+        sigma_B = noise_levels_at(job.objective, seed, batch.first, len(batch))
+        return sigma_B, noise_at(seed, batch.first, len(batch), batch.images.shape[1:])
+
+    return prefetched(job.stream, positions(), job.prefetch, draws)
+
+
+def _accumulate(
+    job: Job, denoise: Callable[..., Tensor], batch: Batch, draws: Draws, images_seen: int
+) -> list[float]:
+    """Forward and backward of the worker's micro-batches; their mean losses."""
+    device, step = job.engine.device, images_seen // job.training.global_batch
+    loss_of = DiffusionLoss(job.objective)
+    x0_BCHW = torch.from_numpy(batch.images).to(device).float() / 127.5 - 1
+    labels_B = torch.from_numpy(batch.labels).to(device) if job.stream.classes else None
+    sigma_B, eps_BCHW = (draw.to(device) for draw in draws)
+    losses = []
+    for m in range(job.plan.accumulation):
+        rows = slice(m * job.plan.micro_batch, (m + 1) * job.plan.micro_batch)
+        _seed_dropout(job.training.seed, step, m, job.engine.group.rank)
+        per_sample_B = loss_of(
+            denoise,  # type: ignore[arg-type]
+            x0_BCHW[rows],
+            None if labels_B is None else labels_B[rows],
+            sigma_B[rows],
+            eps_BCHW[rows],
+            step,
+        )
+        loss = per_sample_B.mean()
+        job.engine.backward(loss)
+        losses.append(loss.detach())
+    values: list[float] = torch.stack(losses).tolist()
+    for m, value in enumerate(values):
+        if not math.isfinite(value):
+            first = batch.first + m * job.plan.micro_batch
+            raise _not_finite(f"the loss is {value}", step, first, job.plan.micro_batch)
+    return values
+
+
+def _seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
+    """The one use of torch's generator: dropout, exact on resume with as many workers."""
+    key = hashlib.blake2b(f"{seed}|dropout|{step}|{micro_batch}|{rank}".encode(), digest_size=8)
+    torch.manual_seed(int.from_bytes(key.digest(), "little") >> 1)
+
+
+def _check_gradient(norm: float, batch: Batch, step: int) -> None:
+    if not math.isfinite(norm):
+        raise _not_finite(f"the gradient norm is {norm}", step, batch.first, len(batch))
+
+
+def _not_finite(what: str, step: int, first: int, count: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"{what} at step {step}, on this worker at stream positions {first}-{first + count - 1}",
+        "lower training.optimizer.lr or set clip_grad_norm; the last checkpoint is from before",
+    )
+
+
+def _due(every: int, images_seen: int, end: int, global_batch: int) -> bool:
+    """Whether a multiple of `every` was reached by the last batch, or the end."""
+    crossed = images_seen // every > (images_seen - global_batch) // every
+    return images_seen >= end or (images_seen > 0 and crossed)
+
+
+def _save_if_due(
+    job: Job, images_seen: int, end: int, saved: Checkpoint | None, meter: _Meter, stopping: bool
+) -> Checkpoint | None:
+    """Checkpoint and snapshot (cut from a checkpoint) where they are due; the last checkpoint."""
+    training = job.training
+
+    def due(span: int | str) -> bool:
+        every = span_images(span, training.images)
+        return _due(every, images_seen, end, training.global_batch)
+
+    # Images 0: the untrained network, which every result is measured against.
+    snapshot = images_seen == 0 or due(training.snapshot_every)
+    if not (snapshot or stopping or due(training.checkpoint_every)):
+        return saved
+    with meter.paused():
+        if saved is None or saved.images_seen != images_seen:
+            saved = job.store.save(
+                job.engine,
+                job.ema,
+                job.facts,
+                images_seen=images_seen,
+                state=meter.state(),
+                on_event=job.on_event,
+            )
+            job.callbacks.report(saved)
+        if snapshot:
+            _snapshot(job, saved)
+    return saved
+
+
+def _snapshot(job: Job, checkpoint: Checkpoint) -> None:
+    """Write a snapshot on rank 0 and tell every rank, unless both were done before a restart."""
+    group = job.engine.group
+    path = snapshot_path(job.snapshots, checkpoint.images_seen)
+    answer: list[str] | str = ""
+    if group.rank == 0 and not is_reported(path):
+        try:
+            write_snapshot(job.snapshots, checkpoint, on_event=job.on_event)
+            answer = "written"
+        except CheckpointError as error:
+            answer = list(error.args)
+    answer = group.gather(answer)[0]
+    if isinstance(answer, list):
+        raise CheckpointError(*answer)
+    if answer == "written":
+        job.callbacks.snapshot(path, checkpoint.images_seen)
+        group.barrier()
+        if group.rank == 0:
+            mark_reported(path)
+        job.on_event("snapshot:reported")
+
+
+class _Meter:
+    """Loss and speed since the last logged point; checkpointed, so that it survives a resume."""
+
+    def __init__(self, job: Job, start: Checkpoint | None) -> None:
+        self._job = job
+        self._loss_sum, self._steps = 0.0, 0
+        if start is not None:
+            states, rank = start.states, job.engine.group.rank
+            same = len(states) == job.plan.workers
+            sums = [state["loss_sum"] for state in states]
+            self._loss_sum = sums[rank] if same else sum(sums) / len(sums)
+            self._steps = int(states[0]["loss_steps"])
+        self._timed_steps = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps of this rank's meter."""
+        return {"loss_sum": self._loss_sum, "loss_steps": self._steps}
+
+    def add(self, losses: list[float]) -> None:
+        """Count one step."""
+        self._loss_sum += math.fsum(losses) / len(losses)
+        self._steps += 1
+        self._timed_steps += 1
+
+    def due(self, images_seen: int, end: int) -> bool:
+        """Whether this step is a log point."""
+        step = images_seen // self._job.training.global_batch
+        return step % self._job.training.log_every == 0 or images_seen >= end
+
+    def log(self, images_seen: int, end: int, waited_s: float) -> None:
+        """Reduce over workers, tell rank 0's `log`, and start over."""
+        job, group = self._job, self._job.engine.group
+        total = float(group.sum(torch.tensor([self._loss_sum], dtype=torch.float64)))
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        rate = self._timed_steps * job.training.global_batch / elapsed
+        if group.rank == 0:
+            metrics = {
+                "train/loss": total / group.world / self._steps,
+                "train/lr": learning_rate(job.training, images_seen - job.training.global_batch),
+                "train/grad_norm": job.engine.grad_norm(),
+                "train/images_per_s": rate,
+                "train/data_wait_share": (waited_s - self._waited) / elapsed,
+                "train/kimg": images_seen / 1000,
+                "train/eta_s": (end - images_seen) / rate,
+            }
+            job.callbacks.log(images_seen, metrics)
+        self._loss_sum, self._steps, self._timed_steps = 0.0, 0, 0
+        self._waited = waited_s
+        self._since = time.perf_counter()
+
+    def asked_to_stop(self, images_seen: int) -> bool:
+        """Whether any worker was asked to stop; several workers agree on it at log points only."""
+        group = self._job.engine.group
+        if group.world == 1:
+            return self._job.should_stop()
+        if not self.due(images_seen, images_seen + 1):
+            return False
+        return any(group.gather(self._job.should_stop()))
+
+    def paused(self) -> _Pause:
+        """A `with` block whose time is not training time."""
+        return _Pause(self)
+
+    def shift(self, seconds: float) -> None:
+        """Leave `seconds` out of the elapsed time."""
+        self._since += seconds
+
+
+class _Pause:
+    def __init__(self, meter: _Meter) -> None:
+        self._meter = meter
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._meter.shift(time.perf_counter() - self._start)

@@ -1,0 +1,147 @@
+"""Snapshots: full EMA weights that leave the trainer, merged from a complete checkpoint.
+
+snapshots/images-000012800/
+    ema.safetensors            one file a track: the network's parameters and buffers, fp32
+    snapshot.json              written with them: progress, hashes, configuration, fingerprints
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fleetstep.errors import CheckpointError
+from fleetstep.training.checkpoint import OnEvent, no_event
+from fleetstep.training.checkpoint_format import Checkpoint, CheckpointReader
+from fleetstep.training.durable import (
+    damage_of,
+    entry_of,
+    remove_folder,
+    sync,
+    write_json,
+    write_whole,
+)
+
+FORMAT = 1
+FACTS = "snapshot.json"
+# Made when the snapshot callback has returned: without it, a resumed run calls it again.
+REPORTED = "reported"
+
+
+def snapshot_path(root: Path, images_seen: int) -> Path:
+    """Folder of the snapshot at `images_seen`."""
+    return root / f"images-{images_seen:09d}"
+
+
+def write_snapshot(root: Path, checkpoint: Checkpoint, *, on_event: OnEvent = no_event) -> Path:
+    """Write all tracks of a checkpoint; one process does this. A sound snapshot stays.
+
+    Returns:
+        its folder, which appears whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    path = snapshot_path(root, checkpoint.images_seen)
+    try:
+        _write(root, path, checkpoint, on_event)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}", "free space or fix permissions, and resume"
+        ) from error
+    return path
+
+
+def _write(root: Path, path: Path, checkpoint: Checkpoint, on_event: OnEvent) -> None:
+    if path.exists():
+        if not damages_of(path):
+            return
+        remove_folder(path, FACTS)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    entries: dict[str, Any] = {}
+    with CheckpointReader(checkpoint) as reader:
+        for track in checkpoint.tracks:
+            weights: dict[str, Tensor] = {
+                name: reader.read(f"ema.{track}", name, 0, math.prod(shape)).view(shape)
+                for name, shape in checkpoint.shapes.items()
+            }
+            weights |= reader.buffers
+            file = temporary / f"{track}.safetensors"
+            write_whole(file, lambda target, weights=weights: save_file(weights, target))  # type: ignore[misc]
+            entries[track] = entry_of(file)
+    on_event("snapshot:weights-written")
+    write_json(
+        temporary / FACTS,
+        {
+            "format": FORMAT,
+            "step": checkpoint.step,
+            "images_seen": checkpoint.images_seen,
+            "tracks": entries,
+            "identity": checkpoint.facts.identity,
+            "dataset": checkpoint.facts.dataset,
+            "config": dict(checkpoint.facts.config),
+        },
+    )
+    temporary.rename(path)
+    sync(root)
+    on_event("snapshot:done")
+
+
+def damages_of(path: Path) -> list[str]:
+    """What is wrong with a snapshot's files; [] if nothing is."""
+    facts = path / FACTS
+    if not facts.is_file():
+        return [f"{FACTS} is missing"]
+    try:
+        entries = json.loads(facts.read_text(encoding="utf-8"))["tracks"].values()
+    except (ValueError, KeyError, AttributeError) as error:
+        return [f"{FACTS} cannot be read ({error!r})"]
+    return [damage for entry in entries if (damage := damage_of(path, entry)) is not None]
+
+
+def read_snapshot(path: Path, track: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The network's state dict (fp32, on the CPU) under one EMA track, and the snapshot's facts.
+
+    Facts: format, step, images_seen, tracks {name: {file, bytes, sha256}}, identity, dataset,
+    config.
+
+    Raises:
+        CheckpointError: there is no such snapshot or track, or it is damaged.
+    """
+    facts_file = path / FACTS
+    if not facts_file.is_file():
+        raise CheckpointError(
+            f"{path} is not a snapshot: it has no {FACTS}",
+            "name a folder such as snapshots/images-000012800",
+        )
+    try:
+        facts: dict[str, Any] = json.loads(facts_file.read_text(encoding="utf-8"))
+        tracks = facts["tracks"]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{facts_file} cannot be read ({error!r})", "use another snapshot"
+        ) from error
+    if track not in tracks:
+        raise CheckpointError(f"{path} has no EMA track {track!r}", f"it has: {', '.join(tracks)}")
+    if (damage := damage_of(path, tracks[track])) is not None:
+        raise CheckpointError(f"{path} is damaged: {damage}", "use another snapshot")
+    return load_file(path / tracks[track]["file"]), facts
+
+
+def is_reported(path: Path) -> bool:
+    """Whether the snapshot callback has returned for this snapshot."""
+    return (path / REPORTED).exists()
+
+
+def mark_reported(path: Path) -> None:
+    """Remember that the snapshot callback has returned."""
+    (path / REPORTED).touch()

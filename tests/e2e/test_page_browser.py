@@ -1,0 +1,159 @@
+"""The comparison page in a real browser: it renders, loads nothing, and fits a phone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from e2e.devtools import Chromium
+from fleetstep.reporting.comparison import compare
+from fleetstep.reporting.page import write_page
+from synthetic_records import demo_records
+
+pytestmark = pytest.mark.browser
+
+HEADINGS = [
+    "Held-out loss over training",
+    "FD (fs-rn20) against network calls",
+    "Paired differences to edm",
+    "Where on the noise axis the held-out error changes",
+    "Samples at the same seeds",
+    "What differs in the configuration",
+    "How the scores were measured",
+    "Environment",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory):
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def browser(folder: Path):
+    with Chromium(folder / "profile") as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path):
+    path = folder / "comparison.html"
+    write_page(compare(demo_records(), "edm"), path)
+    return path.as_uri()
+
+
+def assert_silent(browser: Chromium):
+    """No error, no warning, and no request but the page and its inline images."""
+    assert browser.seen("Runtime.exceptionThrown") == []
+    assert browser.seen("Log.entryAdded") == []
+    assert browser.seen("Runtime.consoleAPICalled") == []
+    requests = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
+    assert requests
+    assert [url for url in requests if not url.startswith(("file://", "data:"))] == []
+    assert sum(url.startswith("file://") for url in requests) == 1
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_renders_without_errors_or_network(
+    browser: Chromium, url: str, folder: Path, width: int, dark: bool
+):
+    browser.open(url, width=width, dark=dark)
+
+    assert_silent(browser)
+    assert browser.evaluate("document.querySelector('h1').innerText") == (
+        "Of 2 runs, edm-fdm-speed alone is better than edm at 95 %"
+    )
+    headings = browser.evaluate("[...document.querySelectorAll('h2')].map((h) => h.innerText)")
+    assert headings == HEADINGS
+    widths = browser.evaluate("[...document.images].map((i) => i.naturalWidth)")
+    assert len(widths) == 9
+    assert min(widths) > 0
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    browser.screenshot(folder / f"{width}-{'dark' if dark else 'light'}.png")
+
+
+def test_it_follows_the_colour_scheme(browser: Chromium, url: str):
+    papers = []
+    for dark in (False, True):
+        browser.open(url, width=1280, dark=dark)
+        papers.append(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    assert papers == ["rgb(255, 255, 255)", "rgb(15, 19, 24)"]
+
+
+def test_the_answer_is_on_the_first_screen(browser: Chromium, url: str):
+    browser.open(url, width=1280, height=800)
+    bottom = browser.evaluate(
+        "document.querySelector('.answer table').getBoundingClientRect().bottom"
+    )
+
+    assert bottom < 800
+
+
+def test_texts_stay_readable_on_a_phone(browser: Chromium, url: str):
+    browser.open(url, width=390)
+    smallest = browser.evaluate(
+        "Math.min(...[...document.querySelectorAll('.chart text')].map((t) =>"
+        " parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
+    )
+
+    assert smallest > 9
+
+
+def test_no_text_is_cut_at_the_edge_of_its_chart(browser: Chromium, url: str):
+    browser.open(url, width=1280)
+    cut = browser.evaluate(
+        "[...document.querySelectorAll('.chart text')].filter((t) => {"
+        " const b = t.getBBox(), v = t.ownerSVGElement.viewBox.baseVal;"
+        " return b.x < -0.5 || b.x + b.width > v.width + 0.5 || b.y < 0"
+        " || b.y + b.height > v.height; }).map((t) => t.textContent)"
+    )
+
+    assert cut == []
+
+
+def test_pointing_at_a_mark_tells_its_numbers(browser: Chromium, url: str):
+    browser.open(url, width=1280)
+    place = browser.evaluate(
+        "(() => { const mark = document.querySelector('#nfe .mark');"
+        " mark.scrollIntoView({block: 'center', behavior: 'instant'});"
+        " const b = mark.lastElementChild.getBoundingClientRect();"
+        " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    )
+    browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+
+    assert browser.evaluate("getComputedStyle(document.querySelector('.tip')).visibility") == (
+        "visible"
+    )
+    tip = browser.evaluate("document.querySelector('.tip').textContent")
+    assert tip.startswith("edm, dpmpp_2m, NFE 5: FD (fs-rn20) 10.")
+
+
+def test_a_hostile_name_stays_a_name(browser: Chromium, folder: Path):
+    evil = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
+    first, second, _ = demo_records()
+    path = folder / "hostile.html"
+    write_page(compare([first, replace(second, name=evil, params={evil: evil})], "edm"), path)
+
+    browser.open(path.as_uri(), width=390)
+
+    assert_silent(browser)
+    assert evil in browser.evaluate("document.querySelector('h1').innerText")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_policy_stops_what_the_page_might_try(browser: Chromium, url: str):
+    """The net under the escaping: even script that ran could not reach out."""
+    browser.open(url, width=1280)
+    blocked = browser.evaluate(
+        "new Promise((resolve) => {"
+        " document.addEventListener('securitypolicyviolation',"
+        " (e) => resolve(e.effectiveDirective));"
+        " fetch('http://192.0.2.1/').catch(() => 0);"
+        " setTimeout(() => resolve('nothing'), 5000); })"
+    )
+
+    assert blocked == "connect-src"

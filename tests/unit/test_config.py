@@ -1,0 +1,167 @@
+"""The configuration: closed, checked at once and completely, and the same after a round trip."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fleetstep.config import Experiment, SweepSpec, dump, flatten, load, resolve_secrets
+from fleetstep.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "pipelines" / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def edm(digits_path) -> list[str]:
+    return [f"data.path={digits_path}"]
+
+
+def digits(*overrides: str, preset: str = "digits-edm") -> Experiment:
+    return load(Experiment, ROOT / "pipelines" / "presets" / f"{preset}.yaml", overrides)
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_loads_and_survives_a_round_trip(preset, edm, tmp_path):
+    is_sweep = "solvers" in yaml.safe_load(preset.read_text())
+    model, overrides = (SweepSpec, []) if is_sweep else (Experiment, edm)
+    spec = load(model, preset, overrides)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump(spec))
+    assert load(model, again) == spec
+
+
+def test_five_different_mistakes_are_reported_together(tmp_path, digits_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(
+        f"""
+name: wrong
+data: {{path: {digits_path}, windw: 100}}
+strategies:
+  - {{kind: speeed, k: 5}}
+  - {{kind: speed, lam: 5}}
+grid: {{solver: {{kind: heun}}, nfe: 16}}
+training: {{images: 1000, global_batch: 500}}
+cluster: {{workers: 3}}
+"""
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(Experiment, file)
+    text = str(caught.value)
+    assert "data.windw: unknown key; did you mean 'window'?" in text
+    assert "strategies.0.kind: 'speeed' is not a kind; valid kinds: warmup, fdm, speed" in text
+    assert "did you mean 'speed'?" in text
+    assert "strategies.1.lam = 5" in text
+    assert "training.global_batch: global_batch 500 is not a multiple of 3 workers" in text
+    assert "grid.nfe" in text
+    assert "nfe=15 or nfe=17" in text
+    assert len(caught.value.problems) == 5
+
+
+def test_all_problems_are_found_without_torch(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("name: x\ntraining: {imags: 3}\n")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom fleetstep.config import Experiment, load\n"
+        "from fleetstep.errors import ConfigError\n"
+        f"try: load(Experiment, Path({str(file)!r}))\nexcept ConfigError as e: print(len(e.problems))\n"
+        "assert 'torch' not in sys.modules and 'ray' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 3
+
+
+def test_overrides_reach_lists_and_make_sections(edm):
+    experiment = digits(
+        *edm,
+        "training.seed=7",
+        "strategies.0.multiplier=2",
+        "strategies.1.k=2",
+        preset="digits-edm-fdm-speed",
+    )
+    assert experiment.training.seed == 7
+    assert experiment.strategies[0].multiplier == 2
+    assert experiment.strategies[1].k == 2
+    with pytest.raises(ConfigError, match="not of the form"):
+        digits(*edm, "training.seed")
+    with pytest.raises(ConfigError, match="inside a section"):
+        digits(*edm, "strategies.9.k=2")
+
+
+def test_impossible_batches_name_the_nearest_that_works(edm):
+    with pytest.raises(ConfigError) as caught:
+        digits(*edm, "cluster.workers=3")
+    assert "128" in str(caught.value)
+    assert "3" in str(caught.value)
+    assert "129" in str(caught.value) or "126" in str(caught.value)
+
+
+def test_a_missing_dataset_says_how_to_make_one():
+    with pytest.raises(ConfigError, match="fleetstep data pack"):
+        digits("data.path=does/not/exist")
+
+
+def test_conflicting_strategies_are_refused(edm):
+    with pytest.raises(ConfigError, match=r"warm-?up"):
+        digits(*edm, "strategies=[{kind: fdm}, {kind: warmup}]")
+
+
+def test_identity_ignores_how_a_run_is_executed_and_nothing_else(edm):
+    base = digits(*edm).identity("data")
+    assert (
+        digits(*edm, "cluster.workers=1", "storage=elsewhere", "training.micro_batch=32").identity(
+            "data"
+        )
+        == base
+    )
+    assert digits(*edm, "training.seed=1").identity("data") != base
+    assert digits(*edm, "training.global_batch=256").identity("data") != base
+    assert digits(*edm, "strategies=[{kind: warmup}]").identity("data") != base
+    assert digits(*edm).identity("other data") != base
+    # The ramp is a share of the budget: a longer run would have another learning rate at the same
+    # image.
+    assert digits(*edm, "training.images=384000").identity("data") != base
+    fixed = [*edm, "training.lr_ramp=1000", "training.ema={ema: {half_life: 1000}}"]
+    assert digits(*fixed).identity("data") == digits(*fixed, "training.images=384000").identity(
+        "data"
+    )
+    assert digits(*edm).execution() != digits(*edm, "cluster.workers=1").execution()
+
+
+def test_secrets_are_resolved_late_and_only_where_allowed(edm, monkeypatch):
+    monkeypatch.setenv("FS_TEST_PASSWORD", "hunter2")
+    uri = "postgresql://user:${env:FS_TEST_PASSWORD}@host/db"
+    experiment = digits(*edm, f"tracking.uri={uri}")
+    assert "hunter2" not in dump(experiment)
+    assert "hunter2" not in json.dumps(flatten(experiment))
+    assert resolve_secrets(experiment.tracking.uri) == "postgresql://user:hunter2@host/db"
+    with pytest.raises(ConfigError, match=r"name: \$\{env:NAME\} is for secrets"):
+        digits(*edm, "name=${env:FS_TEST_PASSWORD}")
+    with pytest.raises(ConfigError, match="FS_NOT_SET is not set"):
+        resolve_secrets("${env:FS_NOT_SET}")
+    assert "FS_NOT_SET" not in os.environ
+
+
+def test_flat_parameters_name_every_strategy(edm):
+    flat = flatten(digits(*edm, preset="digits-edm-fdm-speed"))
+    assert flat["strategies.0.kind"] == "fdm"
+    assert flat["strategies.1.threshold.q"] == "0.7"
+    assert flat["network.multipliers"] == "[1, 2]"
+
+
+def test_a_config_error_crosses_processes():
+    error = ConfigError(["a: wrong", "b: wrong"])
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert again.problems == error.problems
+    assert again.exit_code == 2
+
+
+def test_a_sweep_that_reaches_nothing_is_refused():
+    with pytest.raises(ConfigError, match="no solver reaches"):
+        load(SweepSpec, None, ["runs=[x]", "solvers=[{kind: heun}]", "nfe=[4, 8]"])
