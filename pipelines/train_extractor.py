@@ -53,8 +53,7 @@ def train(
     max_steps: int | None = None,
     log: Log = print,
 ) -> ResNet20:
-    """A ResNet-20 trained as a classifier with SGD under one OneCycle schedule (Smith & Topin
-    2018).
+    """A ResNet-20 trained as a classifier by SGD under a OneCycle schedule (Smith & Topin 2018).
 
     Every image is mirrored with probability 1/2; a batch shares one random crop, which is one
     slice instead of 128.
@@ -209,7 +208,7 @@ def main() -> None:
     stream = Stream(DataSpec(path=arguments.data), seed=arguments.seed)
     if stream.classes < 2:
         raise UsageError(
-            f"an extractor is trained to tell classes apart, {arguments.data} has {stream.classes}",
+            f"an extractor learns to tell classes apart, {arguments.data} has {stream.classes}",
             "pack a labelled dataset",
         )
     training, test = stream.split("train"), stream.split(arguments.test_split)

@@ -39,6 +39,8 @@ from fleetstep.training.spec import (
 )
 
 SHAPE = (1, 4, 4)
+# Two compute threads on two busy cores stall each other for whole scheduler slices.
+torch.set_num_threads(1)
 FACTS = RunFacts(identity="identity-a", dataset="dataset-a", config={"name": "toy"})
 
 
@@ -180,7 +182,6 @@ def kill_at(event: str, occurrence: int) -> OnEvent:
 
 def main(arguments: dict[str, Any]) -> None:
     """One worker: the runs in `arguments["runs"]`, one after the other; points go to <root>/points.json."""
-    torch.set_num_threads(1)
     rank, world = arguments["rank"], arguments["world"]
     if world > 1:
         torch.distributed.init_process_group(

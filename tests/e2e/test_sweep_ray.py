@@ -111,10 +111,11 @@ def test_one_actor_scores_every_cell(alone: SweepResult):
 def test_three_actors_an_interrupt_and_two_deaths_change_no_bit(
     alone: SweepResult, run: Path, tmp_path: Path
 ):
-    spec = spec_of(run, tmp_path / "results", actors=3)
+    before = spec_of(run, tmp_path / "results", actors=1)
     with pytest.raises(KeyboardInterrupt):
-        sweep(spec, plan(spec), listener=interrupt_after(12))
+        sweep(before, plan(before), listener=interrupt_after(12))
 
+    spec = spec_of(run, tmp_path / "results", actors=3)
     work = plan(spec)
     assert len(work.finished) >= 12
     kept = {unit.path(tmp_path / "results") for unit in work.finished}

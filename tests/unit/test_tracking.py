@@ -48,6 +48,7 @@ def test_the_database_is_write_ahead_and_nothing_is_left_in_the_working_folder(t
     assert not Path("mlflow.db").exists()
     assert not Path("mlruns").exists()
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true"
 
 
 CREATE = """

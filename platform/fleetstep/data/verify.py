@@ -135,7 +135,7 @@ class _ShardCheck:
             return
         if len(index) != entry.samples:
             self._add(f"must hold {entry.samples} samples, got {len(index)}")
-        if False and not np.array_equal(stored.rows, index.rows):
+        if stored is not None and not np.array_equal(stored.rows, index.rows):
             self._add("its index does not match the archive")
         content = ContentHash()
         channels, height, width = self._manifest.shape

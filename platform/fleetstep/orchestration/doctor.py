@@ -115,7 +115,7 @@ def _torchvision() -> list[Finding]:
     from fleetstep.evaluation.features import torchvision_status
 
     problem = torchvision_status()
-    if problem is None:
+    if not problem:
         return [Finding(subject="torch and torchvision", status="ok", seen="match")]
     return [Finding(subject="torch and torchvision", status="note", seen=problem)]
 

@@ -24,6 +24,8 @@ _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databric
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A server's address is otherwise printed at each end of a run, into the output of --json too.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Its own patience (7 tries, 120 s each) would hold a driver for minutes before it may say that
     # the server is down; a worker's metrics are repeated from the spool for as long as it lives.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

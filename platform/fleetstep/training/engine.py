@@ -181,8 +181,9 @@ def _import_deepspeed(device: torch.device) -> Any:
         import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Only inference_all_reduce uses it; without a C++ compiler its build raises.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # "No operator can be built here". Left alone, DeepSpeed runs a C compiler to find out, then
+    # builds deepspeed_shm_comm (which only inference uses), and fails where there is no compiler.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 
