@@ -24,7 +24,7 @@ from fleetstep.data.batch import Batch
 from fleetstep.diffusion.objective import build_objective
 from fleetstep.diffusion.spec import EdmSpec, WarmupSpec
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
-from fleetstep.training.checkpoint_format import RunFacts
+from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
 from fleetstep.training.ema import EmaTracks
 from fleetstep.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from fleetstep.training.group import current_group
@@ -85,7 +85,7 @@ class ToyStream:
 
 
 def training_spec(**changes: Any) -> TrainingSpec:
-    """12 steps of 8 images, a checkpoint every 2 and a snapshot every 6 steps, every step logged."""
+    """12 steps of 8 images, a checkpoint every 2 and a snapshot every 6, every step logged."""
     settings: dict[str, Any] = {
         "images": 96,
         "global_batch": 8,
@@ -114,14 +114,15 @@ def toy_job(
     kind: str = "torch",
     log: Callable[[int, Mapping[str, float]], None] | None = None,
     on_event: OnEvent = no_event,
+    dropout: float = 0.1,
     **changes: Any,
 ) -> Job:
-    """Everything a run needs, in `root`; 10 % dropout."""
+    """Everything a run needs, in `root`."""
     training = training_spec(**changes)
     world = current_group(torch.device("cpu")).world
     plan = batch_arithmetic(training.global_batch, world, training.micro_batch)
     assert isinstance(plan, BatchPlan)
-    engine = toy_engine(kind, training, plan, toy_network(dropout=0.1))
+    engine = toy_engine(kind, training, plan, toy_network(dropout))
     return Job(
         training=training,
         plan=plan,
@@ -167,6 +168,15 @@ def run(
     return train(job, start), points
 
 
+def save_again(source: Path, root: Path, kind: str) -> Checkpoint:
+    """Load the newest checkpoint of one run into a fresh engine and save it as another run's."""
+    job = toy_job(root, kind=kind)
+    start = choose_start(CheckpointStore(source / "checkpoints"), "must", FACTS, job.engine.group)
+    assert start is not None
+    job.store.load(start, job.engine, job.ema)
+    return job.store.save(job.engine, job.ema, FACTS, images_seen=start.images_seen)
+
+
 def kill_at(event: str, occurrence: int) -> OnEvent:
     """An `OnEvent` that sends SIGKILL to this process at the n-th occurrence of `event`."""
     met = 0
@@ -181,7 +191,11 @@ def kill_at(event: str, occurrence: int) -> OnEvent:
 
 
 def main(arguments: dict[str, Any]) -> None:
-    """One worker: the runs in `arguments["runs"]`, one after the other; points go to <root>/points.json."""
+    """One worker: the runs in `arguments["runs"]` one after the other.
+
+    Points go to <root>/points.json. A run "from" another root only loads its checkpoint and saves
+    it again.
+    """
     rank, world = arguments["rank"], arguments["world"]
     if world > 1:
         torch.distributed.init_process_group(
@@ -189,6 +203,9 @@ def main(arguments: dict[str, Any]) -> None:
         )
     for spec in arguments["runs"]:
         root = Path(spec["root"])
+        if "from" in spec:
+            save_again(Path(spec["from"]), root, spec["kind"])
+            continue
         event = no_event
         if spec.get("kill") and spec.get("kill_rank", 0) == rank:
             event = kill_at(*spec["kill"])

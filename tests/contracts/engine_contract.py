@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from training_job import toy_network
 
 from fleetstep.training.engine import Engine
 from fleetstep.training.partition import QUANTITIES
 from fleetstep.training.spec import BatchPlan, OptimizerSpec
+from training_job import toy_network
 
 BATCH = 8
 STEPS = 5

@@ -1,4 +1,4 @@
-"""SIGKILL at every kind of moment: nothing complete is lost, and the run goes on as if nothing happened."""
+"""SIGKILL at every kind of moment: nothing complete is lost, and the run goes on unchanged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 import training_job
 from training_job import run, toy_job
 
-# (event, occurrence, images that must be safe): checkpoints are at 0, 16, 32, ... images, steps of 8.
+# (event, occurrence, images that must be safe). Checkpoints: every 16 images; steps of 8.
 KILLS = {
     "between steps": ("step", 5, 32),
     "after the first part": ("save:part-written", 3, 16),

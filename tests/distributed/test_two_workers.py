@@ -1,4 +1,7 @@
-"""Two gloo workers on DeepSpeed ZeRO-1: exact resume after a SIGKILL, and checkpoints that change the number of workers."""
+"""Two gloo workers on DeepSpeed ZeRO-1.
+
+Exact resume after a SIGKILL, and checkpoints that change the number of workers.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-import training_job
 from torch import Tensor
-from training_job import run, toy_job
 
+import training_job
 from fleetstep.training.checkpoint import CheckpointStore
 from fleetstep.training.checkpoint_format import Checkpoint, CheckpointReader
+from training_job import run, save_again
 
 
 def two_workers(folder: Path, runs: Sequence[dict[str, Any]]) -> list[int]:
@@ -73,31 +76,70 @@ def points_of(root: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs on two workers, and one alone in between.
+    """Runs on two workers, twice, and on one worker in between.
 
-    unbroken/  12 steps on two workers
-    killed/    rank 1 killed once rank 0 may have written its part of the third checkpoint; then resumed
-    alone/     half of it by one worker at stage 0; then finished by two at stage 1
+    unbroken/     12 steps on two workers
+    plain/        the same without dropout
+    half/         6 steps
+    killed/       rank 1 killed in its third save, after rank 0's part; then resumed
+    alone/        half/ loaded and saved by one worker at stage 0
+    back1/ back3/ alone/ loaded and saved by two workers at stages 1 and 3
     """
     root = tmp_path_factory.mktemp("two-workers")
 
-    def on(name: str, **more: Any) -> dict[str, Any]:
-        return {"root": str(root / name), "kind": "1", **more}
+    def on_two(name: str, kind: str = "1", **more: Any) -> dict[str, Any]:
+        return {"root": str(root / name), "kind": kind, **more}
 
-    kill = {"kill": ["save:part-written", 3], "kill_rank": 1}
-    codes = two_workers(root / "first", [on("unbroken"), on("killed", **kill)])
-    assert codes[1] == -signal.SIGKILL
-    assert codes[0] != 0
-    run(root / "alone", kind="0", images=48)
-    (root / "alone-before").mkdir()
-    latest(root / "alone").path.rename(root / "alone-before" / "saved")
-    (root / "alone-before" / "checkpoints").mkdir()
-    (root / "alone-before" / "saved").rename(
-        root / "alone-before" / "checkpoints" / "step-00000006"
+    codes = two_workers(
+        root / "first",
+        [
+            on_two("unbroken"),
+            on_two("plain", changes={"dropout": 0.0}),
+            on_two("half", changes={"images": 48}),
+            on_two("killed", kill=["save:part-written", 3], kill_rank=1),
+        ],
     )
-    (root / "reloaded" / "checkpoints").mkdir(parents=True)
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] > 0  # the survivor fails instead of waiting for ever
+    assert latest(root / "killed").images_seen == 16
+    save_again(root / "half", root / "alone", "0")
+    source = {"from": str(root / "alone")}
+    codes = two_workers(
+        root / "second",
+        [on_two("killed"), on_two("back1", **source), on_two("back3", "3", **source)],
+    )
+    assert codes == [0, 0]
     return root
 
 
 def test_resume_after_a_kill_is_exact(root: Path):
-    assert latest(root / "killed").images_seen == 16
+    unbroken, resumed = points_of(root / "unbroken"), points_of(root / "killed")
+    assert len(unbroken) == 12
+    assert resumed == {n: loss for n, loss in unbroken.items() if int(n) > 16}
+    a, b = contents(latest(root / "unbroken")), contents(latest(root / "killed"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_each_worker_holds_half(root: Path):
+    """Weights, moments and EMA: equal parts, up to alignment and file headers."""
+    small, large = sorted(part["bytes"] for part in latest(root / "unbroken").parts)
+    assert large - small < 0.2 * large
+
+
+def test_a_checkpoint_changes_workers_and_stage_exactly(root: Path):
+    original = latest(root / "half")
+    assert len(original.parts) == 2
+    expected = contents(original)
+    for name, parts in (("alone", 1), ("back1", 2), ("back3", 2)):
+        found = latest(root / name)
+        assert len(found.parts) == parts
+        assert (found.step, found.images_seen) == (6, 48)
+        again = contents(found)
+        assert again.keys() == expected.keys()
+        assert all(torch.equal(again[key], expected[key]) for key in expected)
+
+
+def test_one_worker_or_two_see_the_same_images_and_noise(root: Path, tmp_path: Path):
+    _, alone = run(tmp_path, dropout=0.0)
+    on_two = {int(n): loss for n, loss in points_of(root / "plain").items()}
+    assert on_two == pytest.approx(alone, rel=1e-5)

@@ -21,7 +21,7 @@ from fleetstep.errors import PoolError, ResourceError
 from fleetstep.orchestration.pool import Notice
 from fleetstep.orchestration.sweep import Listener, Progress, SweepResult, plan, sweep
 from fleetstep.orchestration.sweep_plan import SweepPlan
-from fleetstep.sampling.spec import EulerSpec, HeunSpec
+from fleetstep.sampling.spec import Dpmpp2mSpec, EulerSpec, HeunSpec
 from small_run import write_small_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -36,8 +36,9 @@ def spec_of(run: Path, storage: Path, actors: int) -> SweepSpec:
     return SweepSpec(
         runs=(str(run),),
         storage=str(storage),
-        solvers=(EulerSpec(), HeunSpec()),
-        nfe=(3, 4),
+        solvers=(EulerSpec(), HeunSpec(), Dpmpp2mSpec()),
+        nfe=(4,),
+        reference_split="heldout",
         samples=1000,
         actors=actors,
         cpus_per_actor=0.5,
@@ -90,16 +91,15 @@ def interrupt_after(units: int) -> Listener:
 
 def test_one_actor_scores_every_cell(alone: SweepResult):
     assert [(s.cell.solver.kind, s.cell.nfe) for s in alone.scores] == [
-        ("euler", 3),
         ("euler", 4),
-        ("heun", 3),
+        ("dpmpp_2m", 4),
     ]
     assert [(s.solver, s.nfe) for s in alone.plan.skipped] == [("heun", 4)]
     for score in alone.scores:
         distance, standardised = score.records
         assert re.fullmatch(r"fd\.fs-rn20\.multi112@[0-9a-f]{8}", distance.metric)
         assert distance.low < distance.value < distance.high
-        assert distance.reference_n == 1500
+        assert distance.reference_n == 297
         assert distance.hardware["threads"] == "1"
         assert "mixed" not in distance.hardware
         assert standardised.metric.startswith("fd_z.")
@@ -113,11 +113,11 @@ def test_three_actors_an_interrupt_and_two_deaths_change_no_bit(
 ):
     before = spec_of(run, tmp_path / "results", actors=1)
     with pytest.raises(KeyboardInterrupt):
-        sweep(before, plan(before), listener=interrupt_after(12))
+        sweep(before, plan(before), listener=interrupt_after(8))
 
     spec = spec_of(run, tmp_path / "results", actors=3)
     work = plan(spec)
-    assert len(work.finished) >= 12
+    assert len(work.finished) >= 8
     kept = {unit.path(tmp_path / "results") for unit in work.finished}
     written = {path: path.stat().st_mtime_ns for path in kept}
 
@@ -132,7 +132,7 @@ def test_three_actors_an_interrupt_and_two_deaths_change_no_bit(
             return
         os.kill(os.getpid(), signal.SIGKILL)
 
-    killer = Killer(after=len(work.finished) + 6)
+    killer = Killer(after=len(work.finished) + 4)
     listener = Listener(progress=killer.progress, notice=killer.notice)
     result = sweep(spec, work, listener=listener, fault=die_once)
 
@@ -162,7 +162,7 @@ def test_an_error_in_an_actor_arrives_with_its_remedy(run: Path, tmp_path: Path)
     work: SweepPlan = plan(spec)
     shutil.rmtree(moved / "snapshots")
     with pytest.raises(
-        PoolError, match=r"unit 0 of \(euler, 3 calls.* is not a snapshot"
+        PoolError, match=r"unit 0 of \(euler, 4 calls.* is not a snapshot"
     ) as caught:
         sweep(spec, work)
     assert "snapshots/images-" in caught.value.remedy

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.engine_contract import state_of
-from training_job import FACTS, ToyNetwork, toy_job, training_spec
 
+from contracts.engine_contract import state_of
 from fleetstep.errors import CheckpointError, NonFiniteError, ResumeError
 from fleetstep.training import checkpoint as checkpoint_module
 from fleetstep.training.checkpoint import CheckpointStore
@@ -19,6 +18,7 @@ from fleetstep.training.engine import TorchEngine
 from fleetstep.training.loop import Job
 from fleetstep.training.resume import choose_start
 from fleetstep.training.snapshot import damages_of, read_snapshot, write_snapshot
+from training_job import FACTS, ToyNetwork, toy_job, training_spec
 
 
 def advance(job: Job, steps: int) -> None:
@@ -184,7 +184,7 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path):
     job = saved(tmp_path, 1)
     advance(job, 1)
     job.engine.owned()[0].exp_avg[0] = float("nan")
-    with pytest.raises(NonFiniteError, match="exp_avg/conv_in.weight@0 holds NaN"):
+    with pytest.raises(NonFiniteError, match=r"exp_avg/conv_in\.weight@0 holds NaN"):
         save(job)
     found = job.store.latest()
     assert found is not None

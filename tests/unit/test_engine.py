@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts.engine_contract import OPTIMIZER, EngineContract, engine_loop, plain_loop, state_of
 from torch import nn
-from training_job import toy_network
 
+from contracts.engine_contract import OPTIMIZER, EngineContract, engine_loop, plain_loop, state_of
 from fleetstep.errors import ConfigError
 from fleetstep.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from fleetstep.training.group import current_group
 from fleetstep.training.spec import BatchPlan, OptimizerSpec, ZeroStage
+from training_job import toy_network
 
 
 class TestTorchEngine(EngineContract):

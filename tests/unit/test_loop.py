@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_job import SHAPE, Points, ToyStream, run, toy_job, toy_network, training_spec
 
 from fleetstep import rng
 from fleetstep.data.batch import Batch
@@ -17,6 +16,7 @@ from fleetstep.training.checkpoint_format import Checkpoint
 from fleetstep.training.loop import Callbacks, Job, train
 from fleetstep.training.snapshot import read_snapshot
 from fleetstep.training.spec import learning_rate
+from training_job import SHAPE, Points, ToyStream, run, toy_job, toy_network, training_spec
 
 
 def test_it_is_edms_training_loop(tmp_path: Path):
@@ -27,6 +27,7 @@ def test_it_is_edms_training_loop(tmp_path: Path):
     _, points = run(tmp_path, job=dropped)
 
     adam = torch.optim.AdamW(network.parameters(), weight_decay=0.1)
+    average = {name: p.detach().double() for name, p in network.named_parameters()}
     expected: Points = {}
     for step in range(12):
         batch = ToyStream().batch(step * 8, 8)
@@ -52,7 +53,13 @@ def test_it_is_edms_training_loop(tmp_path: Path):
         adam.step()
         adam.zero_grad()
         expected[(step + 1) * 8] = float(loss.detach())
+        beta = 0.5 ** (8 / max(min(64, 0.05 * step * 8), 1e-8))
+        for name, p in network.named_parameters():
+            average[name] = beta * average[name] + (1 - beta) * p.detach().double()
     assert points == pytest.approx(expected, rel=1e-5)
+    weights, _ = read_snapshot(tmp_path / "snapshots/images-000000096", "ema")
+    for name, value in average.items():
+        torch.testing.assert_close(weights[name].double(), value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("log_every", [1, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fleetstep.errors import DataError
+from fleetstep.evaluation.metrics import frechet, jackknife
+from fleetstep.evaluation.moments import Moments
 from fleetstep.orchestration.cell_scores import (
     CellScore,
     close_reference,
@@ -39,6 +42,7 @@ from fleetstep.orchestration.units import (
     read_unit,
     write_unit,
 )
+from fleetstep.sampling.generate import generate
 from fleetstep.sampling.spec import Dpmpp2mSpec, EulerSpec
 
 REFERENCE = ReferenceSet(
@@ -293,6 +297,32 @@ class TestSweep:
         larger = Sweep(done[0].storage, samples=2000)
         own = [u for u in larger.plan.remaining if isinstance(u.source, Cell)]
         assert {u.index for u in own} == set(range(10, 20))
+
+    def test_blocks_are_consecutive_ranges_of_ids(self, done: Done, tmp_path: Path):
+        """Three units a block: the estimate is that of features cut by hand, made in one go."""
+        sweep = Sweep(tmp_path, samples=3000)
+        cell = sweep.plan.cells[0]
+        run(
+            [unit for unit in sweep.plan.units if unit.source in (cell, REFERENCE)], sweep.worker()
+        )
+        against = close_reference(tmp_path, REFERENCE)
+        (record, _) = score_cell(tmp_path, cell, 3000, against, PixelFeatures()).records
+
+        images = generate(
+            sweep.denoiser_of(NEAR, "ema"),
+            cell.solver,
+            cell.nfe,
+            namespace=5,
+            count=3000,
+            shape=(1, 4, 4),
+            classes=10,
+            batch=500,
+        ).images
+        parts = np.split(PixelFeatures()(images), 10)
+        distance = functools.partial(frechet, against.reference)
+        expected = jackknife([Moments.of(part) for part in parts], distance)
+        assert record.pseudo_values == expected.pseudo_values
+        assert (record.value, record.se) == (expected.value, expected.standard_error)
 
     def test_a_missing_unit_is_named(self, done: Done, tmp_path: Path):
         sweep = Sweep(tmp_path)

@@ -36,10 +36,10 @@ def test_batches_are_cut_without_remainder():
             32,
             "500 is not a multiple of 4 workers x micro_batch 32 = 128; nearest that works: 512",
         ),
-        (10, 4, None, "10 is not a multiple of 4 workers = 4; nearest that works: 12"),
+        (11, 4, None, "11 is not a multiple of 4 workers = 4; nearest that works: 12"),
         (9, 4, None, "nearest that works: 8"),
         (2, 4, None, "nearest that works: 4"),
-        (24, 2, 8, "nearest that works: 32 (or micro_batch 6)"),
+        (24, 2, 8, "nearest that works: 16 (or micro_batch 6)"),
     ],
 )
 def test_impossible_batches_name_the_nearest(

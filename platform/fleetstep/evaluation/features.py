@@ -1,5 +1,4 @@
-"""From images to features: the packaged ResNet-20, or Inception the way clean-fid does it. The
-only door to clean-fid.
+"""From images to features: the packaged ResNet-20, or Inception as clean-fid runs it (its door).
 
 Features of an image must not depend on the images beside it: batches have one fixed size, the last
 one is padded, batch size 1 (another convolution kernel, other last bits) never occurs, and TF32 is

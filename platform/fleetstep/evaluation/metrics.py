@@ -116,14 +116,12 @@ class Reference:
 
 
 def frechet(reference: Reference, moments: Moments) -> float:
-    """Fréchet distance of `moments` from the reference. Biased upwards for few images; see
-    `jackknife`."""
+    """Fréchet distance of `moments` from the reference; biased upwards for few images."""
     return gaussian_distance(reference.gaussian, Gaussian.of(moments))
 
 
 def standardised(reference: Reference, moments: Moments) -> float:
-    """Fréchet distance with each feature divided by its standard deviation over the reference
-    (`fd_z`).
+    """Fréchet distance of features over their standard deviation in the reference (`fd_z`).
 
     Layers of different scale then count alike, which tells mild defects from chance with fewer
     images.
@@ -213,8 +211,7 @@ def jackknife_estimate(
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """First minus second of two estimates, with the Student interval of the paired
-    pseudo-values."""
+    """First minus second of two estimates, with the interval of the paired pseudo-values."""
 
     value: float
     standard_error: float

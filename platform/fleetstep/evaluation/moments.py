@@ -2,7 +2,7 @@
 
 Features are rounded to multiples of 2^-16, k = rint(f * 2^16), and sums of k and k k^T are kept as
 64-bit integers. Integer addition is associative, so neither the number of workers nor the order of
-their results can change a digit of a distance. The rounding moves a Fréchet distance by about 1e-8.
+their results can change a digit of a distance. The rounding moves one by about 1e-8.
 
 The products are taken by float64 matrix multiplication, which is exact as long as every partial
 sum stays below 2^53: blocks of at most 2,048 rows of |f| < 32 give 2^(21 + 21 + 11) = 2^53; larger

@@ -194,8 +194,7 @@ def check_comparable(first: ScoreRecord, second: ScoreRecord) -> None:
 
 
 def check_pairable(first: ScoreRecord, second: ScoreRecord) -> None:
-    """Pass if block i of both came from the same latents and labels, so that differences may be
-    taken by block.
+    """Pass if block i of both came from the same latents and labels, so that they may be paired.
 
     Raises:
         ComparisonError: not comparable, or other seeds, blocks or labels rule.

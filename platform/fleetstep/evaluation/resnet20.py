@@ -1,5 +1,4 @@
-"""ResNet-20 for 32x32 images (He et al. 2016, section 4.2) as a feature extractor, and the
-preprocessing it needs.
+"""ResNet-20 for 32x32 images (He et al. 2016, section 4.2) as a feature extractor.
 
 Legend: B batch, C channels, H W pixels, D features.
 """
@@ -27,8 +26,7 @@ PREPROCESS = "uint8 RGB; nearest x floor(32/side), zero pad to 32x32; /255, -mea
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a parameter-free shortcut (option A of He et al. 2016, section
-    3.3)."""
+    """Two 3x3 convolutions and a shortcut without parameters (He et al. 2016, option A)."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
@@ -83,8 +81,7 @@ def _stage(width_in: int, width_out: int) -> nn.Sequential:
 
 
 def to_canvas(images_BCHW: UInt8) -> UInt8:
-    """Images of up to 32x32 on the 32x32 RGB canvas the network was trained on, (B, 1 or 3, H, W)
-    to (B, 3, 32, 32).
+    """Images on the canvas of the network: uint8 (B, 1 or 3, H, W) to (B, 3, 32, 32).
 
     One channel is repeated to three; pixels are repeated by the largest whole factor that fits
     (8x8 by 4, 16x16 by 2); the rest is a black border (2 pixels around 28x28). No interpolation,

@@ -1,5 +1,4 @@
-"""Which features a Fréchet distance is measured in, and what the number is called. Plain
-Python."""
+"""Which features a Fréchet distance is measured in, and what the number is called."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ RN20_SHA256 = "d2ea28cc5731229c8f1bb944ebe1558b07b95792f7d960f1a21660ccd8e1ebe7"
 INCEPTION_NAME = "inception.clean"
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-"""The network behind every published FID, as TorchScript (Karras et al. 2020); clean-fid loads the
-same file."""
+"""The network of published FIDs as TorchScript (Karras et al. 2020), which clean-fid loads."""
 
 FID_IMAGES = 50_000
 """Fewest images of which a distance may be called FID without saying how many."""

@@ -1,0 +1,37 @@
+"""Ways in which a worker dies at a named point of a run, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class KillOnce:
+    """An `on_event` that SIGKILLs its process when `event` happens for the nth time in it.
+
+    Args:
+        marker: file that remembers, across processes and restarts, that it was done.
+        event: name of the point.
+        nth: which time.
+    """
+
+    marker: Path
+    event: str
+    nth: int = 1
+    seen: int = 0
+
+    def __call__(self, name: str) -> None:
+        if name != self.event:
+            return
+        self.seen += 1
+        if self.seen < self.nth:
+            return
+        try:
+            # Exclusive creation: of two workers that get here only one dies, and only once.
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
