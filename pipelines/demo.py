@@ -9,6 +9,7 @@ Everything is resumable: run it again and finished work is not repeated.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,12 +102,12 @@ def main() -> None:
         console.print(table)
     total = sum(seconds for _, seconds in watch.stages)
     print(
-        f"\nwall time: {total / 60:.1f} min  ({', '.join(f'{title.split(chr(58))[0]} {s:.0f} s' for title, s in watch.stages)})"
+        f"\nwall time: {total / 60:.1f} min  "
+        f"({', '.join(f'{title.split(chr(58))[0]} {s:.0f} s' for title, s in watch.stages)})"
     )
     print(f"page:      {comparison.page}")
-    print(
-        f"tracker:   mlflow server --backend-store-uri {comparison.uri} --host 127.0.0.1 --port 5000"
-    )
+    mlflow = Path(sys.executable).with_name("mlflow")
+    print(f"tracker:   {mlflow} server --backend-store-uri {comparison.uri} --host 127.0.0.1")
 
 
 if __name__ == "__main__":

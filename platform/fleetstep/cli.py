@@ -202,7 +202,8 @@ def verify_verb(
         )
     else:
         print(
-            f"{path}: {report.shards} shards, {report.samples} samples, {len(report.problems)} problems"
+            f"{path}: {report.shards} shards, {report.samples} samples, "
+            f"{len(report.problems)} problems"
         )
         for problem in report.problems:
             print(f"  - {problem}")

@@ -291,13 +291,15 @@ def _check_data(parts: Parts) -> list[str]:
     except DataError as error:
         return [f"data.path: {error.message}; {error.remedy}"]
     problems = [
-        f"data.{field}: {split!r} is not a split of {data.path}; it has {', '.join(manifest.splits)}"
+        f"data.{field}: {split!r} is not a split of {data.path}; it has "
+        f"{', '.join(manifest.splits)}"
         for field, split in (("split", data.split), ("heldout", data.heldout))
         if split not in manifest.splits
     ]
     if data.flip and not manifest.flip_allowed:
         problems.append(
-            f"data.flip: true, but the manifest of {manifest.name} says mirrored images are not valid samples; "
+            f"data.flip: true, but the manifest of {manifest.name} says mirrored images are "
+            f"not valid samples; "
             "use flip: null to follow the manifest"
         )
     if "network" in parts:
@@ -321,7 +323,8 @@ def _check_sweep(parts: Parts) -> list[str]:
         solvers, nfes = parts["solvers"], parts["nfe"]
         if all(_unreachable(solver, nfe) for solver in solvers for nfe in nfes):
             problems.append(
-                f"nfe: no solver reaches any of {list(nfes)}; {_unreachable(solvers[0], nfes[0])[0]}"
+                f"nfe: no solver reaches any of {list(nfes)}; "
+                f"{_unreachable(solvers[0], nfes[0])[0]}"
             )
         names = [json.dumps(solver.model_dump(mode="json")) for solver in solvers]
         problems += [
@@ -417,7 +420,8 @@ def _misplaced_secrets(tree: Any, path: str = "") -> list[str]:
     if isinstance(tree, str) and SECRET.search(tree) and path not in SECRET_FIELDS:
         allowed = ", ".join(sorted(SECRET_FIELDS))
         return [
-            f"{path}: ${{env:NAME}} is for secrets and is only read in {allowed}; write the value here"
+            f"{path}: ${{env:NAME}} is for secrets and is only read in {allowed}; write the "
+            f"value here"
         ]
     return []
 

@@ -153,7 +153,7 @@ class EngineContract:
         assert not any(torch.equal(a, b.param) for a, b in zip(before, owned, strict=True))
 
     def test_an_infinite_gradient_shows_in_the_norm(self):
-        engine, plan = self.new()
+        engine, _ = self.new()
         x, c_noise, labels = batch(0)
         engine.backward(loss_of(engine.network(x, c_noise, labels), x) * float("inf"))
         engine.step(1e-3)

@@ -102,7 +102,7 @@ def test_resume_policies_are_kept_before_anything_starts(
 
 
 def test_workers_that_cannot_be_placed_are_refused_with_the_sum(storage: Path, digits_path: Path):
-    with pytest.raises(ResourceError, match="8 training workers x 1 CPU = 8 CPU.*cluster has 2"):
+    with pytest.raises(ResourceError, match=r"8 training workers x 1 CPU = 8 CPU.*cluster has 2"):
         fit(tiny(storage, digits_path, "name=too-big", "cluster.workers=8"))
     (run,) = History(default_uri(storage), "fleetstep").runs(["too-big"])
     assert run.status == "FAILED"

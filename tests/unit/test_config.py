@@ -69,7 +69,8 @@ def test_all_problems_are_found_without_torch(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom fleetstep.config import Experiment, load\n"
         "from fleetstep.errors import ConfigError\n"
-        f"try: load(Experiment, Path({str(file)!r}))\nexcept ConfigError as e: print(len(e.problems))\n"
+        f"try: load(Experiment, Path({str(file)!r}))\nexcept ConfigError as e: "
+        f"print(len(e.problems))\n"
         "assert 'torch' not in sys.modules and 'ray' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,8 @@ HEAVY = ("torch", "ray", "mlflow", "deepspeed", "webdataset", "cleanfid", "sklea
 
 def imported_by(code: str) -> set[str]:
     """Top-level modules loaded after running `code` in a fresh interpreter."""
-    script = f"{code}\nimport sys; print(' '.join(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    show = "import sys; print(' '.join(sorted({name.partition('.')[0] for name in sys.modules})))"
+    script = f"{code}\n{show}"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )

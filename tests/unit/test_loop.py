@@ -16,16 +16,13 @@ from fleetstep.training.checkpoint_format import Checkpoint
 from fleetstep.training.loop import Callbacks, Job, train
 from fleetstep.training.snapshot import read_snapshot
 from fleetstep.training.spec import learning_rate
-from training_job import SHAPE, Points, ToyStream, run, toy_job, toy_network, training_spec
+from training_job import SHAPE, Points, ToyStream, run, toy_job, toy_network
 
 
 def test_it_is_edms_training_loop(tmp_path: Path):
     """Against a loop written out: draws by stream position, warm-up clamp, Adam, ramp."""
-    job = toy_job(tmp_path, micro_batch=None)
-    network, spec = toy_network(), training_spec()
-    dropped = replace(job, engine=type(job.engine)(toy_network(), spec.optimizer, job.plan))
-    _, points = run(tmp_path, job=dropped)
-
+    _, points = run(tmp_path, micro_batch=None, dropout=0.0)
+    network = toy_network()
     adam = torch.optim.AdamW(network.parameters(), weight_decay=0.1)
     average = {name: p.detach().double() for name, p in network.named_parameters()}
     expected: Points = {}
@@ -90,9 +87,7 @@ def test_stop_and_resume_is_exact(tmp_path: Path, stop_after: int, log_every: in
 
 def test_micro_batches_change_nothing_but_dropout(tmp_path: Path):
     def points(micro_batch: int) -> Points:
-        job = toy_job(tmp_path / str(micro_batch), micro_batch=micro_batch)
-        engine = type(job.engine)(toy_network(), job.training.optimizer, job.plan)
-        return run(tmp_path / str(micro_batch), job=replace(job, engine=engine))[1]
+        return run(tmp_path / str(micro_batch), micro_batch=micro_batch, dropout=0.0)[1]
 
     assert points(8) == pytest.approx(points(2), rel=1e-5)
 

@@ -11,6 +11,7 @@ import pytest
 
 from fleetstep.errors import ExtractorError, PoolError, ResourceError
 from fleetstep.orchestration.dispatch import Ledger, Replace, Retire, Stop, breadth_first
+from fleetstep.orchestration.placement import check_placement
 from fleetstep.orchestration.pool import (
     Event,
     Failed,
@@ -18,7 +19,6 @@ from fleetstep.orchestration.pool import (
     Lost,
     Notice,
     Ready,
-    check_placement,
     run_units,
 )
 

@@ -139,7 +139,9 @@ class TestReference:
         np.testing.assert_array_equal(reference_images(reference, 200, 97), whole[200:])
 
     def test_an_unknown_split_is_refused_with_those_there_are(self, run: Path):
-        with pytest.raises(DataError, match=r"no split 'test'.*\n.*(train, heldout|heldout, train)"):
+        with pytest.raises(
+            DataError, match=r"no split 'test'.*\n.*(train, heldout|heldout, train)"
+        ):
             reference_of(found(run), "test", Pixels())
 
     def test_a_dataset_that_changed_since_the_plan_is_refused(self, run: Path):

@@ -101,9 +101,9 @@ class TestPlan:
         other = replace(REFERENCE, fingerprint="0" * 64, samples=100)
         made = plan(snapshots=[(snapshot(), REFERENCE), (snapshot("b", "b" * 64), other)])
         assert made.references == (REFERENCE, other)
-        assert {
-            made.reference_of[cell.key] for cell in made.cells if cell.snapshot.run == "b"
-        } == {other}
+        assert {made.reference_of[cell] for cell in made.cells if cell.snapshot.run == "b"} == {
+            other
+        }
 
     def test_a_copy_of_the_dataset_elsewhere_is_the_same_reference(self):
         moved = replace(REFERENCE, data=Path("elsewhere"))
@@ -115,6 +115,15 @@ class TestPlan:
             plan(snapshots=[(snapshot(), REFERENCE)] * 2).cells
             == plan(snapshots=[(snapshot(), REFERENCE)]).cells
         )
+
+    def test_runs_with_the_same_weights_share_units_and_have_a_score_each(self):
+        """Two runs of one seed before their first step, on two datasets of the same shape."""
+        twin = replace(snapshot(), run="twin", path=Path("runs/twin"), data=Path("fashion"))
+        other = replace(REFERENCE, fingerprint="0" * 64, data=Path("fashion"))
+        made = plan(snapshots=[(snapshot(), REFERENCE), (twin, other)])
+        assert [cell.snapshot.run for cell in made.cells] == ["edm"] * 3 + ["twin"] * 3
+        assert [made.reference_of[cell] for cell in made.cells] == [REFERENCE] * 3 + [other] * 3
+        assert made.network_calls == 1000 * (5 + 8 + 5)
 
     def test_more_samples_extend_the_same_units(self):
         assert set(plan().units) <= set(plan(samples=4000).units)

@@ -178,6 +178,7 @@ def _ray() -> list[Finding]:
         Finding(
             subject="ray",
             status="ok",
-            seen=f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, {seen.get('memory', 0) / 2**30:.1f} GiB",
+            seen=f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs, "
+            f"{seen.get('memory', 0) / 2**30:.1f} GiB",
         )
     ]

@@ -58,7 +58,8 @@ class FitResult:
     def text(self) -> str:
         """A closing line."""
         how = "finished" if self.finished else "stopped, resume it with the same command"
-        return f"{self.folder.name}: {how} at {self.images_seen / 1000:g} kimg after {self.seconds:.0f} s ({self.folder})"
+        where = f"{self.images_seen / 1000:g} kimg after {self.seconds:.0f} s"
+        return f"{self.folder.name}: {how} at {where} ({self.folder})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -197,7 +198,8 @@ def _train(
     except (KeyboardInterrupt, SystemExit):
         _tell(
             say,
-            "  stopping: the workers save a checkpoint first; press Ctrl-C again to give up on that",
+            "  stopping: the workers save a checkpoint first; press Ctrl-C again to give "
+            "up on that",
         )
         folder.stop_request.touch()
         thread.join(_GRACE_S)

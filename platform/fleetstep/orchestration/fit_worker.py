@@ -171,7 +171,7 @@ class _Run:
 
 
 def facts_of(experiment: Experiment, fingerprint: str) -> RunFacts:
-    """What a checkpoint of this experiment, on the dataset of that fingerprint, says about itself."""
+    """What a checkpoint of this experiment on that dataset says about itself."""
     return RunFacts(
         identity=experiment.identity(fingerprint),
         dataset=fingerprint,

@@ -7,7 +7,6 @@ that error. Nothing is accumulated inside an actor, so a death costs one unit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -15,8 +14,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from fleetstep.errors import FleetstepError, PoolError, ResourceError
+from fleetstep.errors import FleetstepError, PoolError
 from fleetstep.orchestration.dispatch import Ledger, Retire, Stop
+from fleetstep.orchestration.placement import check_placement
 from fleetstep.orchestration.session import worker_environment
 
 U = TypeVar("U")
@@ -230,50 +230,6 @@ def _unit_error(unit: object | None, error: BaseException) -> PoolError:
     return PoolError(
         f"{where}: {type(error).__name__}: {error}",
         "trying again would fail the same way; finished units are kept and are not done again",
-    )
-
-
-# Ray counts resources in ten-thousandths, so sums of fractions are exact here too.
-_GRAIN = 10_000
-
-
-def _placeable(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    """How many actors fit on the empty machines: an actor cannot be split over two."""
-    asked = [
-        (key, round(value * _GRAIN)) for key, value in (("CPU", cpus), ("GPU", gpus)) if value > 0
-    ]
-    if not asked:
-        return 2**31
-    return sum(
-        min(math.floor(node.get(key, 0.0) * _GRAIN) // grains for key, grains in asked)
-        for node in nodes
-    )
-
-
-def check_placement(
-    nodes: Sequence[Mapping[str, float]], *, actors: int, cpus: float, gpus: float
-) -> None:
-    """Refuse a pool that could never be placed, instead of waiting for ever.
-
-    Raises:
-        ResourceError: with the sum asked for, the sum there is, and how many actors fit.
-    """
-    fit = _placeable(nodes, cpus, gpus)
-    if actors <= fit:
-        return
-    have = {key: sum(node.get(key, 0.0) for node in nodes) for key in ("CPU", "GPU")}
-    asked = f"{actors} actors x {cpus:g} CPU = {actors * cpus:g} CPU"
-    there = f"{have['CPU']:g} CPU"
-    if gpus > 0:
-        asked += f" and {actors} x {gpus:g} GPU = {actors * gpus:g} GPU"
-        there += f" and {have['GPU']:g} GPU"
-    machines = f"{len(nodes)} machine{'' if len(nodes) == 1 else 's'}"
-    raise ResourceError(
-        f"the pool cannot be placed: {asked} asked for, but {machines} with {there} in all "
-        f"hold {fit} such actors",
-        f"use at most {fit} actors, or less of a CPU or GPU for each"
-        if fit
-        else "use less of a CPU or GPU for each actor",
     )
 
 

@@ -46,12 +46,16 @@ class TrainingPreview:
         plan = self.batches
         lines = [
             f"{self.experiment.name}: {self.steps} steps of {training.global_batch} images "
-            f"= {training.images / 1000:g} kimg ({training.images / self.samples:.1f} epochs of {self.samples})",
-            f"  batch {training.global_batch} = {cluster.workers} worker(s) x {plan.micro_batch} images "
+            f"= {training.images / 1000:g} kimg ({training.images / self.samples:.1f} "
+            f"epochs of {self.samples})",
+            f"  batch {training.global_batch} = {cluster.workers} worker(s) x "
+            f"{plan.micro_batch} images "
             f"x {plan.accumulation} accumulation",
-            f"  data {self.dataset}: {self.samples} samples in {self.shards} shard(s), any worker reads any sample "
+            f"  data {self.dataset}: {self.samples} samples in {self.shards} shard(s), any "
+            f"worker reads any sample "
             f"through the index; {self.heldout} held out",
-            f"  {self.checkpoints} checkpoint(s), {self.snapshots} snapshot(s), {self.grid_calls} network calls for grids",
+            f"  {self.checkpoints} checkpoint(s), {self.snapshots} snapshot(s), "
+            f"{self.grid_calls} network calls for grids",
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
@@ -118,7 +122,8 @@ def _notes(experiment: Experiment) -> list[str]:
         if isinstance(strategy, SpeedSpec):
             mass = suppressed_mass(experiment.process, strategy)
             notes.append(
-                f"SpeeD: {mass:.2%} of the base law's mass lies beyond the threshold and is drawn {strategy.k:g}x less"
+                f"SpeeD: {mass:.2%} of the base law's mass lies beyond the threshold and is "
+                f"drawn {strategy.k:g}x less"
             )
             if (warning := nearly_inert(experiment.process, strategy)) is not None:
                 notes.append(f"warning: {warning}")
@@ -129,12 +134,14 @@ def _notes(experiment: Experiment) -> list[str]:
             images = span_images(warmup.window, training.images)
             name = "FDM" if isinstance(strategy, FdmSpec) else "warm-up"
             notes.append(
-                f"{name}: loss-weight clamp over the first {images / 1000:g} kimg ({images / training.images:.0%})"
+                f"{name}: loss-weight clamp over the first {images / 1000:g} kimg "
+                f"({images / training.images:.0%})"
             )
     ramp = span_images(training.lr_ramp, training.images)
     if ramp > training.images:
         notes.append(
-            f"warning: the learning-rate ramp of {ramp / 1000:g} kimg is longer than the run; it ends at "
+            f"warning: the learning-rate ramp of {ramp / 1000:g} kimg is longer than the "
+            f"run; it ends at "
             f'{training.images / ramp:.1%} of lr (training.lr_ramp="5%" scales with the run)'
         )
     return notes

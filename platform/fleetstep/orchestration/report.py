@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 from rich.table import Table
 
 from fleetstep.errors import ComparisonError
@@ -14,6 +18,7 @@ from fleetstep.orchestration.history import History, records
 from fleetstep.orchestration.sweep_job import tracking_uri
 from fleetstep.reporting.answer import headline
 from fleetstep.reporting.comparison import Comparison, compare
+from fleetstep.reporting.grids import side_by_side
 from fleetstep.reporting.page import write_page
 from fleetstep.reporting.plots import write_plots
 from fleetstep.reporting.tables import comparison_table, config_table, sweep_table
@@ -34,11 +39,8 @@ class ComparisonFiles:
         differ.
         """
         comparison = self.comparison
-        return [
-            comparison_table(comparison),
-            *map(sweep_table, comparison.sweeps),
-            config_table(comparison),
-        ]
+        tables = [comparison_table(comparison), *map(sweep_table, comparison.sweeps)]
+        return [*tables, config_table(comparison)] if comparison.config else tables
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -84,4 +86,22 @@ def compare_runs(
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     write_page(result, page)
-    return ComparisonFiles(result, page, write_plots(result, out), address)
+    return ComparisonFiles(
+        result, page, (*write_plots(result, out), *_samples(result, out)), address
+    )
+
+
+def _samples(comparison: Comparison, out: Path) -> list[Path]:
+    """The last grids of all runs side by side, if every run has one of the same size."""
+    grids = [(run.name, _pixels(run.grids[-1].png)) for run in comparison.runs if run.grids]
+    if len(grids) < len(comparison.runs) or len({pixels.shape for _, pixels in grids}) != 1:
+        return []
+    path = out / "samples.png"
+    side_by_side(grids, path, columns=1)
+    return [path]
+
+
+def _pixels(png: bytes) -> npt.NDArray[np.uint8]:
+    """A picture as one image, uint8 [1, 3, H, W]."""
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)[None]

@@ -127,5 +127,6 @@ class _Rate:
         self._last = now
         rate = self._done / max(now - self._started, 1e-9)
         self._say(
-            f"  {self._done}/{self._total} images, {rate:.0f}/s, {(self._total - self._done) / rate:.0f} s left"
+            f"  {self._done}/{self._total} images, {rate:.0f}/s, "
+            f"{(self._total - self._done) / rate:.0f} s left"
         )

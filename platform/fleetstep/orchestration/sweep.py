@@ -167,7 +167,7 @@ def score(
     references = {ref.key: close_reference(storage, ref) for ref in work.references}
     scores = []
     for cell in work.cells:
-        against = references[work.reference_of[cell.key].key]
+        against = references[work.reference_of[cell].key]
         scores.append(score_cell(storage, cell, work.samples, against, extractor))
         on_score(scores[-1])
     return tuple(scores)

@@ -47,9 +47,11 @@ class SweepPreview:
         """A few lines: cells, network calls, what is skipped and why."""
         plan = self.plan
         lines = [
-            f"{self.spec.name}: {len(plan.cells)} cells x {plan.samples} images = {plan.network_calls:,} network calls "
+            f"{self.spec.name}: {len(plan.cells)} cells x {plan.samples} images = "
+            f"{plan.network_calls:,} network calls "
             f"on one image; {len(plan.finished)} of {len(plan.units)} units are finished already",
-            f"  {self.spec.actors} actor(s) x {self.spec.cpus_per_actor:g} CPU, batch {self.spec.batch}",
+            f"  {self.spec.actors} actor(s) x {self.spec.cpus_per_actor:g} CPU, batch "
+            f"{self.spec.batch}",
         ]
         return "\n".join(
             [
@@ -111,16 +113,17 @@ def tracking_uri(configured: str | None, storage: Path) -> str:
 
 def _record(tracker: Tracker, score: CellScore) -> None:
     cell = score.cell
-    tags = {"fleetstep.cell": cell.key, "fleetstep.kind": "cell"}
+    # Runs with equal weights, such as two before their first step, share cells.
+    place = {"fleetstep.cell": cell.key, "fleetstep.run": cell.snapshot.run}
     card = RunCard.beside(cell.snapshot.path)
     run_id = tracker.start_run(
         f"{cell.solver.label} nfe={cell.nfe} @ {cell.snapshot.images_seen}",
         _params(cell),
-        tags=tags,
+        tags={**place, "fleetstep.kind": "cell"},
         parent_run_id=card.run_id
         if card is not None and card.experiment == tracker.experiment
         else None,
-        run_id=tracker.find_run({"fleetstep.cell": cell.key}),
+        run_id=tracker.find_run(place),
     )
     with tracker.ending(run_id):
         tracker.log_dict(run_id, [record.to_dict() for record in score.records], "scores.json")
@@ -149,7 +152,8 @@ class _Throttled:
         self._last = time.monotonic()
         left = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s left"
         self._say(
-            f"  {progress.units_done}/{progress.units} units, {progress.calls_done:,} of {progress.calls:,} network calls, "
+            f"  {progress.units_done}/{progress.units} units, {progress.calls_done:,} of "
+            f"{progress.calls:,} network calls, "
             f"{progress.calls_per_s:,.0f}/s{left}"
         )
 

@@ -174,9 +174,8 @@ class SweepPlan:
 
     Args:
         cells: in the order snapshot, solver, NFE.
-        references: one for each dataset that the snapshots were trained on; `reference_of` says
-            which.
-        reference_of: key of a cell -> its reference set.
+        references: one for each dataset that the snapshots were trained on.
+        reference_of: what each cell is compared with.
         skipped: pairs of the grid that no solver setting reaches.
         samples: sample ids of each cell.
         units: all units of cells and references, in the order in which they shall start.
@@ -185,7 +184,7 @@ class SweepPlan:
 
     cells: tuple[Cell, ...]
     references: tuple[ReferenceSet, ...]
-    reference_of: dict[str, ReferenceSet]
+    reference_of: dict[Cell, ReferenceSet]
     skipped: tuple[Skipped, ...]
     samples: int
     units: tuple[Unit, ...]
@@ -303,9 +302,8 @@ def plan_sweep(
     """
     blocks_of(samples)
     pairs, skipped = reachable(solvers, nfe)
-    cells: dict[str, Cell] = {}
     references: dict[str, ReferenceSet] = {}
-    reference_of: dict[str, ReferenceSet] = {}
+    reference_of: dict[Cell, ReferenceSet] = {}
     for snapshot, reference in snapshots:
         for solver, calls in pairs:
             cell = Cell(
@@ -319,25 +317,26 @@ def plan_sweep(
                 batch=batch,
                 extractor=extractor,
             )
-            cells.setdefault(cell.key, cell)
             # A dataset has one reference, however many copies of its folder there are.
-            reference_of[cell.key] = references.setdefault(reference.key, reference)
-    if not cells:
+            reference_of[cell] = references.setdefault(reference.key, reference)
+    if not reference_of:
         reasons = "; ".join(f"{s.solver} at {s.nfe}: {s.reason}" for s in skipped)
         raise UsageError(
             "nothing to score: no snapshot, solver and NFE fit together "
             f"({reasons or 'no snapshots'})",
             "name at least one snapshot, and a number of calls that a solver can reach",
         )
+    # Runs that start from the same weights share samples: one set of units, a score for each.
+    sampled = {cell.key: cell for cell in reversed(reference_of)}
     # References first: with them done, every cell can be scored from the moment it closes.
     units = [
         *breadth_first(
             [units_of(reference, reference.samples) for reference in references.values()]
         ),
-        *breadth_first([units_of(cell, samples) for cell in cells.values()]),
+        *breadth_first([units_of(c, samples) for c in reference_of if sampled[c.key] is c]),
     ]
     return SweepPlan(
-        cells=tuple(cells.values()),
+        cells=tuple(reference_of),
         references=tuple(references.values()),
         reference_of=reference_of,
         skipped=tuple(skipped),

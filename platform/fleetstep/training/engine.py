@@ -127,7 +127,7 @@ class TorchEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch's mean loss."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss / self._accumulation).backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> None:
         """Average gradients over workers, clip, and update."""

@@ -1,0 +1,51 @@
+"""Whether a pool of equal actors fits on the machines there are: refused with the sum if not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fleetstep.errors import ResourceError
+
+# Ray counts resources in ten-thousandths, so sums of fractions are exact here too.
+_GRAIN = 10_000
+
+
+def _placeable(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """How many actors fit on the empty machines: an actor cannot be split over two."""
+    asked = [
+        (key, round(value * _GRAIN)) for key, value in (("CPU", cpus), ("GPU", gpus)) if value > 0
+    ]
+    if not asked:
+        return 2**31
+    return sum(
+        min(math.floor(node.get(key, 0.0) * _GRAIN) // grains for key, grains in asked)
+        for node in nodes
+    )
+
+
+def check_placement(
+    nodes: Sequence[Mapping[str, float]], *, actors: int, cpus: float, gpus: float
+) -> None:
+    """Refuse a pool that could never be placed, instead of waiting for ever.
+
+    Raises:
+        ResourceError: with the sum asked for, the sum there is, and how many actors fit.
+    """
+    fit = _placeable(nodes, cpus, gpus)
+    if actors <= fit:
+        return
+    have = {key: sum(node.get(key, 0.0) for node in nodes) for key in ("CPU", "GPU")}
+    asked = f"{actors} actors x {cpus:g} CPU = {actors * cpus:g} CPU"
+    there = f"{have['CPU']:g} CPU"
+    if gpus > 0:
+        asked += f" and {actors} x {gpus:g} GPU = {actors * gpus:g} GPU"
+        there += f" and {have['GPU']:g} GPU"
+    machines = f"{len(nodes)} machine{'' if len(nodes) == 1 else 's'}"
+    raise ResourceError(
+        f"the pool cannot be placed: {asked} asked for, but {machines} with {there} in all "
+        f"hold {fit} such actors",
+        f"use at most {fit} actors, or less of a CPU or GPU for each"
+        if fit
+        else "use less of a CPU or GPU for each actor",
+    )
