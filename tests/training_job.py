@@ -212,6 +212,9 @@ def main(arguments: dict[str, Any]) -> None:
         _, points = run(root, kind=spec["kind"], on_event=event, **spec.get("changes", {}))
         if rank == 0:
             (root / "points.json").write_text(json.dumps(points))
+    if world > 1:
+        # Left to the interpreter's exit, gloo's threads now and then abort the process.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

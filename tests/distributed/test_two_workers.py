@@ -79,7 +79,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on two workers, twice, and on one worker in between.
 
     unbroken/     12 steps on two workers
-    plain/        the same without dropout
+    plain*/       the same without dropout, at ZeRO 1, 2 and 3 and without DeepSpeed
     half/         6 steps
     killed/       rank 1 killed in its third save, after rank 0's part; then resumed
     alone/        half/ loaded and saved by one worker at stage 0
@@ -94,7 +94,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "first",
         [
             on_two("unbroken"),
-            on_two("plain", changes={"dropout": 0.0}),
+            on_two("plain1", changes={"dropout": 0.0}),
             on_two("half", changes={"images": 48}),
             on_two("killed", kill=["save:part-written", 3], kill_rank=1),
         ],
@@ -106,7 +106,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = {"from": str(root / "alone")}
     codes = two_workers(
         root / "second",
-        [on_two("killed"), on_two("back1", **source), on_two("back3", "3", **source)],
+        [
+            on_two("killed"),
+            on_two("back1", **source),
+            on_two("back3", "3", **source),
+            *(
+                on_two(f"plain{kind}", kind, changes={"dropout": 0.0})
+                for kind in ("torch", "2", "3")
+            ),
+        ],
     )
     assert codes == [0, 0]
     return root
@@ -141,5 +149,6 @@ def test_a_checkpoint_changes_workers_and_stage_exactly(root: Path):
 
 def test_one_worker_or_two_see_the_same_images_and_noise(root: Path, tmp_path: Path):
     _, alone = run(tmp_path, dropout=0.0)
-    on_two = {int(n): loss for n, loss in points_of(root / "plain").items()}
-    assert on_two == pytest.approx(alone, rel=1e-5)
+    for kind in ("torch", "1", "2", "3"):
+        on_two = {int(n): loss for n, loss in points_of(root / f"plain{kind}").items()}
+        assert on_two == pytest.approx(alone, rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from PIL import Image
 
 from fleetstep.errors import ComparisonError, TrackingError
 from fleetstep.orchestration.history import History, records, score_of
-from fleetstep.orchestration.metric_logger import MetricLogger
+from fleetstep.orchestration.metric_logger import MetricLogger, drain
 from fleetstep.orchestration.tracking import Tracker
 from synthetic_records import score
 
@@ -119,6 +120,17 @@ def test_a_record_holds_curves_grids_and_the_scores_of_every_sweep(made: Any):
     assert abs((datetime.now(UTC) - run.started).total_seconds()) < 600
     assert run.ended is not None
     assert records(made.history, [made.twins[0]])[0].ended is None
+
+
+def test_the_clock_of_a_run_made_anew_begins_with_its_first_point(made: Any, tmp_path: Path):
+    spool = tmp_path / "metrics.jsonl"
+    lines = [{"images": n, "ms": 10**12 + 500 * n, "metrics": {"a": 1.0}} for n in (1, 4)]
+    spool.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    anew = made.tracker.start_run("anew", {})
+    drain(made.tracker.uri, anew, spool)
+    (run,) = records(made.history, [anew])
+    assert run.curves["a"].wall_s == (0.0, 1.5)
+    made.tracker._client.delete_run(anew)
 
 
 def test_damaged_scores_are_named_with_their_run(made: Any):

@@ -155,6 +155,7 @@ def test_draining_into_a_dead_server_says_why_and_hides_the_password(
     assert "s3cr" not in text
     assert "p4ss" not in text
     assert caught.value.__suppress_context__
+    assert caught.value.__cause__ is None
 
 
 def test_a_slow_tracker_does_not_slow_the_caller_and_close_keeps_its_time(

@@ -281,6 +281,7 @@ def test_a_password_is_in_no_error_and_no_log(
     assert "127.0.0.1" in str(caught.value)
     assert "p4ss" not in shown
     assert caught.value.__suppress_context__
+    assert caught.value.__cause__ is None
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 

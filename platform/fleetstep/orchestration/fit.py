@@ -110,6 +110,9 @@ def fit(
         experiment.model_dump_json(), run_id, tracker.uri, str(folder.root.resolve()), on_event
     )
     with tracker.ending(run_id):
+        manifest = config.manifest_of(experiment)
+        tracker.log_dataset(run_id, manifest.name, manifest.fingerprint, experiment.data.path)
+        tracker.log_artifact(run_id, folder.config)
         try:
             with (
                 Follower(folder.spool, experiment.training.images, say),
@@ -152,9 +155,6 @@ def _start_run(
         # Another database than last time: the folder is the truth, so the run is made anew there.
         run_id = tracker.start_run(experiment.name, params, **start)
     RunCard(run_id, tracker.experiment).write(folder.card)
-    manifest = config.manifest_of(experiment)
-    tracker.log_dataset(run_id, manifest.name, manifest.fingerprint, experiment.data.path)
-    tracker.log_artifact(run_id, folder.config)
     return run_id
 
 
@@ -184,17 +184,22 @@ def _train(
         "lower cluster.workers or cluster.cpus_per_worker, or use a larger cluster",
     )
     ended: dict[str, Any] = {}
+    # Not Thread.join: interrupted by a signal, Python 3.11 takes the thread for finished.
+    done = threading.Event()
 
     def run() -> None:
         try:
             ended["outcome"] = _run_trainer(experiment, job, folder)
         except BaseException as error:  # handed to the waiting thread
             ended["error"] = error
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
     try:
-        _join(thread)
+        # With a time-out, because a wait without one is not interrupted on every platform.
+        while not done.wait(0.5):
+            pass
     except (KeyboardInterrupt, SystemExit):
         _tell(
             say,
@@ -202,7 +207,9 @@ def _train(
             "up on that",
         )
         folder.stop_request.touch()
-        thread.join(_GRACE_S)
+        done.wait(_GRACE_S)
+        if "error" in ended:
+            _tell(say, f"  that failed: {ended['error']}")
         if "outcome" not in ended:
             raise
     finally:
@@ -211,12 +218,6 @@ def _train(
         raise ended["error"]
     outcome: dict[str, Any] = ended["outcome"]
     return outcome
-
-
-def _join(thread: threading.Thread) -> None:
-    # A join without a time-out cannot be interrupted by a signal on every platform.
-    while thread.is_alive():
-        thread.join(0.5)
 
 
 def _run_trainer(experiment: Experiment, job: Assignment, folder: RunFolder) -> dict[str, Any]:

@@ -211,22 +211,25 @@ def score_of(record: Mapping[str, Any]) -> Score:
 
 
 def _record(history: History, run: RunHistory) -> RunRecord:
+    logged = [point.timestamp_ms for points in run.metrics.values() for point in points]
+    # A run made anew in another database holds points that are older than itself.
+    began_ms = min([run.started_ms, *logged])
     return RunRecord(
         name=run.name,
         run_id=run.run_id,
         status=run.status,
         params=run.params,
         tags=run.tags,
-        curves={key: _curve(points, run.started_ms) for key, points in run.metrics.items()},
+        curves={key: _curve(points, began_ms) for key, points in run.metrics.items()},
         scores=_scores(history, run),
         grids=tuple(_grids(history, run)),
-        started=_time(run.started_ms),
+        started=_time(began_ms),
         ended=None if run.ended_ms is None else _time(run.ended_ms),
     )
 
 
-def _curve(points: Sequence[Point], started_ms: int) -> Curve:
-    return Curve.of((p.images_seen, p.value, (p.timestamp_ms - started_ms) / 1000) for p in points)
+def _curve(points: Sequence[Point], began_ms: int) -> Curve:
+    return Curve.of((p.images_seen, p.value, (p.timestamp_ms - began_ms) / 1000) for p in points)
 
 
 def _scores(history: History, run: RunHistory) -> tuple[Score, ...]:

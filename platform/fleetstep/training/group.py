@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,11 +70,14 @@ def current_group(device: torch.device) -> Group:
 def ensure_group(device: torch.device) -> Group:
     """The process group that exists; else one of this process alone (for DeepSpeed)."""
     if not dist.is_initialized():
-        folder = Path(tempfile.mkdtemp(prefix="fleetstep-group-"))
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=(folder / "store").as_uri(),
-            rank=0,
-            world_size=1,
-        )
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        # A store in this process's memory: no port, no file.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        # Left to the interpreter's exit, gloo's threads now and then abort the process.
+        atexit.register(_leave)
     return current_group(device)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
