@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fleetstep.cli import guarded
 from fleetstep.config import Experiment, SweepSpec, load
 from fleetstep.data.pack import pack_digits
 from fleetstep.orchestration.fit import fit
@@ -111,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,14 +62,19 @@ Overrides = Annotated[
 
 
 def main() -> None:
-    """Entry point of the console script: turns errors into one clear message and an exit code."""
+    """Entry point of the console script."""
+    guarded(app)
+
+
+def guarded(program: Callable[[], object]) -> None:
+    """Run a program; an error of ours becomes one clear message and its exit code."""
     try:
-        app()
+        program()
     except FleetstepError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         raise SystemExit(130) from None
 
 

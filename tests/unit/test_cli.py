@@ -67,7 +67,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run: Run, digits_path: Pat
     where = (f"data.path={digits_path}", f"storage={tmp_path / 'runs'}")
     code, text, _ = run("train", preset, *where, "--dry-run")
     assert code == 0
-    assert "1500 steps of 128 images" in text
+    assert "750 steps of 128 images" in text
     assert "2 worker(s) x 64 images x 1 accumulation" in text
     assert "30.00%" in text
     assert not (tmp_path / "runs").exists()
