@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 
 # libgomp's busy waiting stalls a step for seconds when a core is taken away; see docs/decisions.md.
 export GOMP_SPINCOUNT ?= 1000
+# Tests run many small networks: a second thread on a busy core costs more than it gives.
+export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 

@@ -20,13 +20,16 @@ from rich.console import Console
 from fleetstep.cli import guarded
 from fleetstep.config import Experiment, SweepSpec, load
 from fleetstep.data.pack import pack_digits
+from fleetstep.orchestration.cell_scores import CellScore
 from fleetstep.orchestration.fit import fit
 from fleetstep.orchestration.preview import preview_training
 from fleetstep.orchestration.report import compare_runs
 from fleetstep.orchestration.session import connect
+from fleetstep.orchestration.sweep import SweepResult
 from fleetstep.orchestration.sweep_job import preview_sweep, run_sweep
 
 PRESETS = Path(__file__).parent / "presets"
+UNTRAINED = ("solvers=[{kind: dpmpp_2m}]", "nfe=[9]")
 RUNS = ("digits-edm", "digits-edm-warmup", "digits-edm-fdm-speed")
 
 
@@ -44,6 +47,26 @@ class Stopwatch:
         yield
         self.stages.append((title, time.monotonic() - started))
         print(f"    ({self.stages[-1][1]:.0f} s)", flush=True)
+
+
+def against_untrained(trained: SweepResult, untrained: SweepResult) -> str:
+    """How far the trained networks are from one at its first step, in the same cell."""
+    (start,) = untrained.scores
+    where = (start.cell.solver, start.cell.nfe)
+    worst = raw_distance(start)
+    lines = [f"\nuntrained network ({where[0].kind}, {where[1]} calls): raw FD {worst:.3g}"]
+    for score in trained.scores:
+        if (score.cell.solver, score.cell.nfe) == where:
+            ratio = worst / raw_distance(score)
+            lines.append(
+                f"  {score.cell.snapshot.run}: {raw_distance(score):.3g}, {ratio:.0f}x less"
+            )
+    return "\n".join(lines)
+
+
+def raw_distance(score: CellScore) -> float:
+    """A cell's plain Fréchet distance: positive, so that ratios make sense."""
+    return score.records[0].raw
 
 
 def main() -> None:
@@ -89,7 +112,17 @@ def main() -> None:
                 [*where, f"runs=[{runs}]", *options.set_sweep],
             )
             print(preview_sweep(spec).summary(), flush=True)
-            run_sweep(spec, say=print)
+            trained = run_sweep(spec, say=print)
+            start = storage / RUNS[0] / "snapshots" / "images-000000000"
+            overrides = [
+                "name=digits-untrained",
+                f"runs=[{start}]",
+                *UNTRAINED,
+                *options.set_sweep,
+            ]
+            untrained = run_sweep(
+                load(SweepSpec, PRESETS / "digits-sweep.yaml", [*where, *overrides])
+            )
     with watch.stage("compare"):
         comparison = compare_runs(
             list(RUNS),
@@ -98,6 +131,7 @@ def main() -> None:
             storage=storage,
             experiment="fleetstep",
         )
+    print(against_untrained(trained, untrained))
     console = Console()
     for table in comparison.tables:
         console.print(table)

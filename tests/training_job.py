@@ -213,8 +213,9 @@ def main(arguments: dict[str, Any]) -> None:
         if rank == 0:
             (root / "points.json").write_text(json.dumps(points))
     if world > 1:
-        # Left to the interpreter's exit, gloo's threads now and then abort the process.
         torch.distributed.destroy_process_group()
+        # DeepSpeed keeps references to the group, whose threads now and then abort Python's exit.
+        os._exit(0)
 
 
 if __name__ == "__main__":

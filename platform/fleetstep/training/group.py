@@ -73,7 +73,7 @@ def ensure_group(device: torch.device) -> Group:
         backend = "nccl" if device.type == "cuda" else "gloo"
         # A store in this process's memory: no port, no file.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        # Left to the interpreter's exit, gloo's threads now and then abort the process.
+        # gloo's threads should end before the interpreter does.
         atexit.register(_leave)
     return current_group(device)
 
