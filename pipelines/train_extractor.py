@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import Tensor
 from fleetstep import rng
 from fleetstep.data.spec import DataSpec
 from fleetstep.data.stream import Stream
-from fleetstep.errors import UsageError
+from fleetstep.errors import FleetstepError, UsageError
 from fleetstep.evaluation.resnet20 import PREPROCESS, SIDE, ResNet20, normalise, to_canvas
 
 BATCH = 128
@@ -193,7 +194,16 @@ def training_record(
 
 
 def main() -> None:
-    """Train on the training split of a dataset folder, measure on its held-out split, write."""
+    """Run; an error of ours becomes one clear message and its exit code."""
+    arguments = _arguments()
+    try:
+        run(arguments)
+    except FleetstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="folder made by `fleetstep data pack`")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and record")
@@ -202,9 +212,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--max-steps", type=int, help="stop early, for a trial run")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    return parser.parse_args()
 
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train on the training split of a dataset folder, measure on its held-out split, write."""
+    torch.set_num_threads(arguments.threads)
     stream = Stream(DataSpec(path=arguments.data), seed=arguments.seed)
     if stream.classes < 2:
         raise UsageError(

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from fleetstep.config import Experiment
 from fleetstep.data.manifest import load_manifest
+from fleetstep.durable import entry_of, write_json
 from fleetstep.networks.build import build_network
 from fleetstep.networks.spec import DdpmppSpec
-from fleetstep.training.durable import entry_of, write_json
 from fleetstep.training.snapshot import FACTS, FORMAT, snapshot_path
 from fleetstep.training.spec import TrainingSpec
 

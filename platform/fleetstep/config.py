@@ -11,6 +11,8 @@ another.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
 import hashlib
 import json
@@ -22,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     NonNegativeFloat,
@@ -32,6 +35,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from fleetstep.addresses import ADVICE, SCHEMES, is_tracker, redacted
 from fleetstep.data.manifest import Manifest, load_manifest
 from fleetstep.data.spec import DataSpec
 from fleetstep.diffusion.spec import EdmSpec, ProcessSpec, StrategySpec, check_strategies
@@ -46,6 +50,18 @@ SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 # The only fields that may hold a secret; anywhere else `${env:...}` would end up in logs and
 # fingerprints.
 SECRET_FIELDS = frozenset({"tracking.uri"})
+
+
+def _expanded(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _data_expanded(data: DataSpec) -> DataSpec:
+    return data.model_copy(update={"path": _expanded(data.path)})
+
+
+# Programs other than a shell do not know "~", and each worker would have a home of its own.
+PathText = Annotated[str, AfterValidator(_expanded)]
 
 
 class ClusterSpec(Spec):
@@ -102,8 +118,8 @@ class Experiment(Spec):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    storage: str = "runs"
-    data: DataSpec
+    storage: PathText = "runs"
+    data: Annotated[DataSpec, AfterValidator(_data_expanded)]
     process: ProcessSpec = EdmSpec()
     strategies: tuple[StrategySpec, ...] = ()
     network: NetworkSpec = DdpmppSpec()
@@ -164,9 +180,9 @@ class SweepSpec(Spec):
     """
 
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    runs: tuple[str, ...] = Field(min_length=1)
+    runs: tuple[PathText, ...] = Field(min_length=1)
     snapshots: Literal["last", "all"] = "last"
-    storage: str = "runs"
+    storage: PathText = "runs"
     solvers: tuple[SolverSpec, ...] = Field(
         (EulerSpec(), HeunSpec(), IpndmSpec(), Dpmpp2mSpec()), min_length=1
     )
@@ -296,6 +312,11 @@ def _check_data(parts: Parts) -> list[str]:
         for field, split in (("split", data.split), ("heldout", data.heldout))
         if split not in manifest.splits
     ]
+    if data.heldout == data.split:
+        problems.append(
+            f"data.heldout: {data.heldout!r} is the split that is trained on; the held-out error "
+            "would be measured on training images: name another split"
+        )
     if data.flip and not manifest.flip_allowed:
         problems.append(
             f"data.flip: true, but the manifest of {manifest.name} says mirrored images are "
@@ -335,9 +356,42 @@ def _check_sweep(parts: Parts) -> list[str]:
     return problems
 
 
+def _check_tracking(parts: Parts) -> list[str]:
+    if "tracking" not in parts or parts["tracking"].uri is None:
+        return []
+    uri: str = parts["tracking"].uri
+    try:
+        address = resolve_secrets(uri)
+    except ConfigError as error:
+        return [f"tracking.uri: {problem}" for problem in error.problems]
+    if is_tracker(address):
+        return []
+    # As configured: the resolved one may be a secret as a whole.
+    return [
+        f"tracking.uri: must begin with one of {', '.join(SCHEMES)}, got {redacted(uri)!r}; "
+        f"{ADVICE}"
+    ]
+
+
+def _check_storage(parts: Parts) -> list[str]:
+    if "storage" not in parts or "://" not in parts["storage"]:
+        return []
+    return [
+        f"storage: must be a local or mounted path, got {parts['storage']!r}; mount the bucket "
+        "or share on every machine and name the mount point"
+    ]
+
+
 CROSS_CHECKS: dict[type[Spec], tuple[Callable[[Parts], list[str]], ...]] = {
-    Experiment: (_check_training, _check_process, _check_grid, _check_data),
-    SweepSpec: (_check_sweep,),
+    Experiment: (
+        _check_training,
+        _check_process,
+        _check_grid,
+        _check_data,
+        _check_tracking,
+        _check_storage,
+    ),
+    SweepSpec: (_check_sweep, _check_tracking, _check_storage),
 }
 
 
@@ -353,7 +407,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
 
 def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return str(Path(path).absolute())
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -427,18 +481,37 @@ def _misplaced_secrets(tree: Any, path: str = "") -> list[str]:
 
 
 def _valid_parts(model: type[Spec], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The top-level fields that validate on their own, so that cross-checks can still run."""
+    """The top-level fields that validate on their own, without their mistaken keys if need be,
+    so that cross-checks can still run.
+    """
     parts: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if name not in tree:
             if not field.is_required():
                 parts[name] = field.get_default(call_default_factory=True)
             continue
+        adapter, section = _adapter(field), tree[name]
         try:
-            parts[name] = _adapter(field).validate_python(tree[name])
-        except ValidationError:
-            continue
+            parts[name] = adapter.validate_python(section)
+        except ValidationError as error:
+            with contextlib.suppress(ValidationError):
+                parts[name] = adapter.validate_python(_without_mistakes(section, error))
     return parts
+
+
+def _without_mistakes(section: Any, error: ValidationError) -> Any:
+    """A section without the keys that an error names. List items stay: the others would move up,
+    and a list without one of them is another list.
+    """
+    pruned = copy.deepcopy(section)
+    for item in error.errors(include_url=False):
+        *path, last = _path(item["loc"], section) or (None,)
+        node = pruned
+        for step in path:
+            node = _inside(node, step)
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return pruned
 
 
 def _adapter(field: FieldInfo) -> TypeAdapter[Any]:

@@ -47,9 +47,8 @@ class ConfigError(FleetstepError):
         count = len(self.problems)
         head = f"the configuration has {count} problem{'s' if count != 1 else ''}:"
         super().__init__("\n".join([head, *(f"  - {line}" for line in self.problems)]))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.problems,))
+        # What it is rebuilt from in another process.
+        self.args = (self.problems,)
 
 
 class UsageError(FleetstepError):
@@ -70,6 +69,10 @@ class ResumeError(CheckpointError):
     """Resuming was asked for and is impossible, or would silently change the experiment."""
 
     exit_code = 2
+
+
+class TrainingError(FleetstepError):
+    """A training job failed; the message holds the first worker's own error."""
 
 
 class NonFiniteError(FleetstepError):
@@ -98,6 +101,10 @@ class PoolError(FleetstepError):
 
 class TrackingError(FleetstepError):
     """The experiment tracker cannot be reached or does not hold what was asked for."""
+
+
+class UnknownRunError(TrackingError):
+    """The tracker answers, but does not hold the run that was to go on."""
 
 
 class ComparisonError(FleetstepError):

@@ -27,9 +27,10 @@ COARSE, FINE = 128, 256
 
 
 class SolverContract:
-    """Subclass as `Test<Name>` and give `solver`."""
+    """Subclass as `Test<Name>`, give `solver`, and add its rows to tests/golden/sampling.json."""
 
     solver: SolverSpec
+    has_golden_runs = True
     order_tolerance = 0.06
 
     @pytest.fixture(params=sorted(SCHEDULES.keys() - {"polynomial"}))
@@ -55,6 +56,7 @@ class SolverContract:
 
     def test_golden_runs(self):
         runs = [run for run in golden()["runs"] if run["solver"] == self.solver.model_dump()]
+        assert bool(runs) == self.has_golden_runs
         for run in runs:
             result = self.run(run["points"], run["schedule"])
             torch.testing.assert_close(result.x_BCHW, images(run["x"]), rtol=1e-9, atol=1e-9)

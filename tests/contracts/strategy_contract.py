@@ -1,7 +1,6 @@
 """What every training strategy promises. A strategy gets these tests by naming its spec."""
 
 import itertools
-import math
 import pickle
 from typing import ClassVar
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from fleetstep.diffusion.loss import held_out_grid
+from fleetstep.diffusion.loss import held_out_levels
 from fleetstep.diffusion.objective import Objective, build_objective
 from fleetstep.diffusion.spec import (
     EdmSpec,
@@ -20,15 +19,18 @@ from fleetstep.diffusion.spec import (
     check_strategies,
 )
 from fleetstep.errors import ConfigError
+from fleetstep.sampling.spec import HeunSpec
+from fleetstep.sampling.trajectory import levels_for
 
 BATCH = 512
+EDM = EdmSpec()
 SIGMAS = torch.logspace(-4, 3, 141, dtype=torch.float64)
 # One strategy of each kind, such that all of them can be combined.
 OTHERS = (FdmSpec(warmup=None), WarmupSpec(), SpeedSpec())
 
 
-def build(*specs: StrategySpec) -> Objective:
-    return build_objective(EdmSpec(), specs, budget_images=1_000_000, global_batch=BATCH)
+def build(*specs: StrategySpec, process: EdmSpec = EDM) -> Objective:
+    return build_objective(process, specs, budget_images=1_000_000, global_batch=BATCH)
 
 
 class StrategyContract:
@@ -97,18 +99,33 @@ class StrategyContract:
         for name in ("c_skip", "c_out", "c_noise"):
             assert torch.equal(getattr(plain, name), getattr(changed, name))
 
-    def test_the_held_out_grid_stays(self, spec):
-        assert torch.equal(held_out_grid(build(spec)), held_out_grid(build()))
+    def test_the_held_out_levels_stay(self, spec):
+        changed, plain = (held_out_levels(o, 8, 0, 3, 5) for o in (build(spec), build()))
+        assert torch.equal(changed, plain)
 
     def test_the_objective_crosses_processes(self, spec):
         objective = build(spec)
         assert pickle.loads(pickle.dumps(objective)) == objective
 
-    def test_the_denoiser_has_the_objective_s_range(self, spec):
-        objective = build(spec)
-        denoiser = objective.denoiser(lambda x, c_noise, labels: x)
-        assert (denoiser.sigma_min, denoiser.sigma_max) == (
-            objective.sigma_min,
-            objective.sigma_max,
+    @pytest.mark.parametrize(("low", "high"), [(0.002, 80), (0.01, 40), (1e-4, 1e3)])
+    def test_it_is_sampled_on_the_levels_of_the_plain_process(self, spec, low, high):
+        process = EdmSpec(sigma_min=low, sigma_max=high)
+        walked = [
+            levels_for(build(*specs, process=process).denoiser(torch.nn.Identity()), HeunSpec(), 9)
+            for specs in ((), (spec,))
+        ]
+        assert torch.equal(*walked)
+        assert (walked[0][0].item(), walked[0][-1].item()) == (min(high, 80), max(low, 0.002))
+
+    def test_training_levels_are_not_cut_to_the_sampled_range(self, spec):
+        narrow = build(spec, process=EdmSpec(sigma_min=0.2, sigma_max=0.4))
+        extremes = torch.tensor([1e-3, 1 - 1e-3], dtype=torch.float64)
+        low, high = narrow.noise_levels.icdf(extremes).tolist()
+        assert low < 0.2
+        assert high > 0.4
+        images = torch.ones(2, 1, 1, 1)
+        skip, out, _, _ = narrow.coefficients(torch.tensor([low, high], dtype=torch.float64))
+        denoised = narrow.denoiser(lambda x, c_noise, labels: torch.ones_like(x))(
+            images, torch.tensor([low, high])
         )
-        assert 0 <= denoiser.sigma_min < denoiser.sigma_max <= math.inf
+        assert torch.allclose(denoised.flatten().double(), skip + out, rtol=1e-6)

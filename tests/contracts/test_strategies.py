@@ -7,8 +7,6 @@ import pytest
 from contracts.strategy_contract import StrategyContract
 from fleetstep.diffusion.spec import FdmSpec, QuantileThreshold, SpeedSpec, WarmupSpec
 
-_FDM = {"coefficients", "sigma_min", "sigma_max"}
-
 
 class TestWarmup(StrategyContract):
     changes: ClassVar = {"clamps"}
@@ -27,7 +25,7 @@ class TestWarmupForEver(StrategyContract):
 
 
 class TestFdm(StrategyContract):
-    changes: ClassVar = {*_FDM, "clamps"}
+    changes: ClassVar = {"coefficients", "clamps"}
 
     @pytest.fixture
     def spec(self):
@@ -35,7 +33,7 @@ class TestFdm(StrategyContract):
 
 
 class TestFdmWithoutWarmup(StrategyContract):
-    changes: ClassVar = _FDM
+    changes: ClassVar = {"coefficients"}
 
     @pytest.fixture
     def spec(self):

@@ -16,8 +16,14 @@ from fleetstep.training.checkpoint import CheckpointStore
 from fleetstep.training.checkpoint_format import Checkpoint, open_checkpoint
 from fleetstep.training.engine import TorchEngine
 from fleetstep.training.loop import Job
-from fleetstep.training.resume import choose_start
-from fleetstep.training.snapshot import damages_of, read_snapshot, write_snapshot
+from fleetstep.training.resume import check_leftovers, choose_start
+from fleetstep.training.snapshot import (
+    damages_of,
+    is_reported,
+    mark_reported,
+    read_snapshot,
+    write_snapshot,
+)
 from training_job import FACTS, ToyNetwork, toy_job, training_spec
 
 
@@ -277,3 +283,44 @@ def test_a_damaged_snapshot_is_refused_and_written_again(tmp_path: Path):
     assert damages_of(path) == []
     with pytest.raises(CheckpointError, match=r"it has no snapshot\.json"):
         read_snapshot(tmp_path, "ema")
+
+
+def test_a_snapshot_of_another_experiment_is_replaced(tmp_path: Path):
+    job = saved(tmp_path, 1)
+    checkpoint = open_checkpoint(job.store.folders()[0])
+    other = replace(checkpoint, facts=replace(FACTS, identity="other"))
+    path = write_snapshot(tmp_path / "snapshots", other)
+    mark_reported(path)
+    assert not is_reported(path, FACTS.identity)
+    write_snapshot(tmp_path / "snapshots", checkpoint)
+    assert read_snapshot(path, "ema")[1]["identity"] == FACTS.identity
+    assert not is_reported(path, FACTS.identity)
+
+
+def test_a_fresh_start_among_snapshots_is_refused_unless_they_are_its_own(tmp_path: Path):
+    snapshots = tmp_path / "snapshots"
+    check_leftovers(snapshots, "never", FACTS)
+    job = saved(tmp_path, 1)
+    write_snapshot(snapshots, open_checkpoint(job.store.folders()[0]))
+    check_leftovers(snapshots, "auto", FACTS)
+    with pytest.raises(ResumeError, match=r"resume is never, but .* holds 1 snapshot"):
+        check_leftovers(snapshots, "never", FACTS)
+    with pytest.raises(ResumeError, match="was made by another experiment"):
+        check_leftovers(snapshots, "auto", replace(FACTS, identity="other"))
+
+
+@pytest.mark.parametrize("step", ["_prepare", "_prune"])
+def test_a_disk_that_refuses_is_a_checkpoint_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("disk gone")
+
+    job = saved(tmp_path, 2)
+    if step == "_prepare":
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    else:
+        monkeypatch.setattr(CheckpointStore, "_prune", refuse)
+    advance(job, 1)
+    with pytest.raises(CheckpointError, match="rank 0: disk gone"):
+        job.store.save(job.engine, job.ema, FACTS, images_seen=24)

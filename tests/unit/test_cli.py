@@ -69,7 +69,8 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run: Run, digits_path: Pat
     assert code == 0
     assert "750 steps of 128 images" in text
     assert "2 worker(s) x 64 images x 1 accumulation" in text
-    assert "30.00%" in text
+    assert "30.0 % of the base law's mass lies beyond the threshold" in text
+    assert "its share of the draws falls to 7.9 %" in text
     assert not (tmp_path / "runs").exists()
     code, text, _ = run("train", preset, *where, "--dry-run", "--json", "training.micro_batch=16")
     plan = json.loads(text)
@@ -89,7 +90,7 @@ def test_a_nearly_inert_threshold_and_a_ramp_longer_than_the_run_are_warned_of(
         "--dry-run",
     )
     assert code == 0
-    assert "0.67%" in text
+    assert "0.67 % of the base law" in text
     assert text.count("warning:") == 2
 
 
@@ -166,3 +167,33 @@ def test_compare_without_runs_says_what_to_do(run: Run, tmp_path: Path):
     assert code != 0
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fleetstep.data.stream.verify", interrupt)
+    code, _, err = run("data", "verify", "x")
+    assert code == 130
+    assert "the same command goes on" in err
+
+
+def test_a_usage_error_exits_with_2(run: Run):
+    assert run("train", "--no-such-option")[0] == 2
+
+
+def test_a_sweeps_dry_run_prints_its_configuration(run: Run, digits_path: Path, tmp_path: Path):
+    from small_run import write_small_run
+
+    folder = write_small_run(tmp_path / "runs", digits_path)
+    code, text, _ = run(
+        "sweep",
+        PRESETS / "digits-sweep.yaml",
+        f"runs=[{folder}]",
+        f"storage={tmp_path / 'runs'}",
+        "--dry-run",
+    )
+    assert code == 0
+    assert "reference_split: train" in text
+    assert "cells x" in text

@@ -45,6 +45,7 @@ data: {{path: {digits_path}, windw: 100}}
 strategies:
   - {{kind: speeed, k: 5}}
   - {{kind: speed, lam: 5}}
+network: {{kind: ddpmpp, attention_resolutions: []}}
 grid: {{solver: {{kind: heun}}, nfe: 16}}
 training: {{images: 1000, global_batch: 500}}
 cluster: {{workers: 3}}
@@ -166,3 +167,41 @@ def test_a_config_error_crosses_processes():
 def test_a_sweep_that_reaches_nothing_is_refused():
     with pytest.raises(ConfigError, match="no solver reaches"):
         load(SweepSpec, None, ["runs=[x]", "solvers=[{kind: heun}]", "nfe=[4, 8]"])
+
+
+def test_a_typo_does_not_hide_an_impossible_batch_of_the_same_section(edm):
+    with pytest.raises(ConfigError) as caught:
+        digits(*edm, "training.micro_bach=3", "training.global_batch=127")
+    assert len(caught.value.problems) == 2
+    assert "training.micro_bach: unknown key; did you mean 'micro_batch'?" in str(caught.value)
+    assert "127 is not a multiple of 2 workers" in str(caught.value)
+
+
+def test_training_images_are_not_held_out(edm):
+    with pytest.raises(ConfigError, match=r"data\.heldout: 'train' is the split"):
+        digits(*edm, "data.heldout=train")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("tracking.uri=./mlruns", r"tracking\.uri: must begin with one of sqlite"),
+        ("tracking.uri=${env:FS_NOT_SET}", "FS_NOT_SET is not set"),
+        ("storage=s3://bucket/runs", "storage: must be a local or mounted path"),
+    ],
+)
+def test_addresses_are_checked_when_a_file_is_loaded(edm, override, problem):
+    with pytest.raises(ConfigError, match=problem):
+        digits(*edm, override)
+    with pytest.raises(ConfigError, match=problem):
+        load(SweepSpec, None, ["runs=[x]", override])
+
+
+def test_home_is_expanded_wherever_a_path_is_read(edm, monkeypatch, tmp_path, digits_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "digits").symlink_to(digits_path)
+    experiment = digits("data.path=~/digits", "storage=~/runs")
+    assert experiment.data.path == str(tmp_path / "digits")
+    assert experiment.storage == str(tmp_path / "runs")
+    sweep = load(SweepSpec, None, ["runs=[~/runs/a]", "storage=~/runs"])
+    assert (sweep.runs, sweep.storage) == ((f"{tmp_path}/runs/a",), f"{tmp_path}/runs")

@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from fleetstep import rng
+from fleetstep.data.spec import DataSpec
+from fleetstep.data.stream import Stream
 from fleetstep.diffusion.loss import (
     DiffusionLoss,
     held_out_errors,
-    held_out_grid,
+    held_out_levels,
     noise_at,
     noise_levels_at,
 )
@@ -40,11 +44,21 @@ def test_draws_belong_to_positions_and_not_to_calls():
     assert (whole_sigma.dtype, whole_eps.dtype) == (torch.float64, torch.float32)
 
 
-def test_an_image_meets_other_noise_an_epoch_later():
-    epoch = 50
-    assert not torch.equal(noise_at(7, 3, 1, SHAPE), noise_at(7, 3 + epoch, 1, SHAPE))
-    built = objective()
-    assert noise_levels_at(built, 7, 3, 1) != noise_levels_at(built, 7, 3 + epoch, 1)
+def test_an_image_meets_other_noise_an_epoch_later(digits_path):
+    """Drawn by position, as the training loop does, over two epochs of the digits."""
+    stream, built, seed = Stream(DataSpec(path=str(digits_path)), seed=7), objective(), 7
+    met = {}
+    for first in range(0, 2 * stream.size, 100):
+        batch = stream.batch(first, 100)
+        sigma = noise_levels_at(built, seed, batch.first, len(batch))
+        eps = noise_at(seed, batch.first, len(batch), batch.images.shape[1:])
+        for image, level, noise in zip(batch.images, sigma, eps, strict=True):
+            met.setdefault(image.tobytes(), []).append((level, noise))
+    twice = [places for places in met.values() if len(places) == 2]
+    assert len(twice) > 1000
+    for (level, noise), (later_level, later_noise) in twice:
+        assert level != later_level
+        assert not torch.equal(noise, later_noise)
     assert noise_levels_at(built, 7, 3, 1) != noise_levels_at(built, 8, 3, 1)
 
 
@@ -115,11 +129,57 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_batch():
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-6)
 
 
-def test_the_held_out_grid_is_made_of_equal_shares():
-    grid = held_out_grid(objective(FdmSpec(), SPEED), bins=4)
-    z = [-1.1503493803760079, -0.3186393639643752, 0.3186393639643752, 1.1503493803760079]
-    expected = [math.exp(-1.2 + 1.2 * value) for value in z]
-    assert grid.tolist() == pytest.approx(expected, rel=1e-12)
+def test_held_out_levels_cover_equal_shares_of_the_process_s_law():
+    """A level in every bin for every image, spread over the bin, whatever strategies train on."""
+    built, bins, count = objective(FdmSpec(), SPEED), 4, 500
+    levels = held_out_levels(built, bins, 5, 0, count)
+    assert (levels.shape, levels.dtype) == ((count, bins), torch.float64)
+    assert torch.equal(levels, held_out_levels(objective(), bins, 5, 0, count))
+    # Quartiles of ln sigma ~ N(-1.2, 1.2^2).
+    quartile = 0.6744897501960817
+    edges = [0, *(math.exp(-1.2 + 1.2 * z) for z in (-quartile, 0, quartile)), math.inf]
+    for j in range(bins):
+        assert (levels[:, j] > edges[j]).all()
+        assert (levels[:, j] < edges[j + 1]).all()
+    # 125 images' worth of the highest quarter lie above the 15/16 quantile, where no midpoint is.
+    above = (levels[:, -1] > math.exp(-1.2 + 1.2 * 1.5341205443525463)).double().mean().item()
+    assert above == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / count))
+
+
+def test_held_out_levels_belong_to_images_and_not_to_batches():
+    built = objective()
+    parts = [held_out_levels(built, 8, 5, first, count) for first, count in ((0, 7), (7, 13))]
+    assert torch.equal(held_out_levels(built, 8, 5, 0, 20), torch.cat(parts))
+    assert not torch.equal(parts[0], held_out_levels(built, 8, 6, 0, 7))
+
+
+def test_the_largest_uniform_still_gives_a_finite_held_out_level(monkeypatch):
+    largest = 1 - 2.0**-53
+    monkeypatch.setattr(rng, "uniform", lambda *_: np.full(8, largest))
+    assert held_out_levels(objective(), 8, 0, 0, 1).isfinite().all()
+
+
+def test_held_out_errors_are_edm_weighted():
+    """D = c_skip x + c_out (F = 1), worked out with plain floats for one image and two levels."""
+    x0, levels, sd = (0.25, -1.0, 0.5, 1.0), (0.3, 4.0), 0.5
+    sums = held_out_errors(
+        objective(FdmSpec(), SPEED).denoiser(lambda x, c_noise, labels: torch.ones_like(x)),
+        torch.tensor(x0).view(1, 1, 2, 2),
+        None,
+        6,
+        torch.tensor([levels], dtype=torch.float64),
+        5,
+    )
+    noise = rng.draw(5, "held-out-noise", 12, 2, (1, 2, 2)).reshape(2, 4)
+    expected = []
+    for sigma, eps in zip(levels, noise.tolist(), strict=True):
+        total = math.hypot(sigma, sd)
+        error = [
+            (sd**2 / total**2 * (clean + sigma * e) + sigma * sd / total - clean) ** 2
+            for clean, e in zip(x0, eps, strict=True)
+        ]
+        expected.append(sum(error) / 4 * total**2 / (sigma * sd) ** 2)
+    assert sums.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("strategies", [(), (FdmSpec(),), (SPEED,)], ids=["edm", "fdm", "speed"])
@@ -130,7 +190,8 @@ def test_the_best_linear_denoiser_of_gaussian_data_has_held_out_error_one(strate
     """
     built, count = objective(*strategies), 600
     x0 = 0.5 * noise_at(11, 0, count, SHAPE)
-    sums = held_out_errors(built.denoiser(zero), x0, None, 0, held_out_grid(built), 5)
+    levels = held_out_levels(built, 8, 5, 0, count)
+    sums = held_out_errors(built.denoiser(zero), x0, None, 0, levels, 5)
     assert sums.dtype == torch.float64
     # 9600 squared normals a level: standard error sqrt(2 / 9600) = 0.0144
     assert (sums / count - 1).abs().max().item() < 4 * 0.0144
@@ -139,20 +200,22 @@ def test_the_best_linear_denoiser_of_gaussian_data_has_held_out_error_one(strate
 def test_held_out_errors_add_over_batches_and_have_their_own_noise():
     built = objective()
     x0 = noise_at(11, 0, 20, SHAPE)
-    grid, denoiser = held_out_grid(built), built.denoiser(linear)
-    whole = held_out_errors(denoiser, x0, None, 0, grid, 5)
-    parts = [
-        held_out_errors(denoiser, x0[a:b], None, a, grid, 5) for a, b in ((0, 7), (7, 9), (9, 20))
-    ]
-    assert torch.allclose(whole, sum(parts), rtol=1e-6)
-    elsewhere = held_out_errors(denoiser, x0, None, 20, grid, 5)
-    assert not torch.allclose(whole, elsewhere, rtol=1e-3)
-    assert not torch.allclose(whole, held_out_errors(denoiser, x0, None, 0, grid, 6), rtol=1e-3)
+    denoiser = built.denoiser(linear)
+
+    def errors(first, end, seed=5, noise_of=0):
+        levels = held_out_levels(built, 8, 5, first, end - first)
+        return held_out_errors(denoiser, x0[first:end], None, noise_of + first, levels, seed)
+
+    whole = errors(0, 20)
+    assert torch.allclose(whole, sum(errors(*cut) for cut in ((0, 7), (7, 9), (9, 20))), rtol=1e-6)
+    assert not torch.allclose(whole, errors(0, 20, noise_of=20), rtol=1e-3)
+    assert not torch.allclose(whole, errors(0, 20, seed=6), rtol=1e-3)
 
 
 def test_held_out_errors_leave_no_graph():
     weight = torch.nn.Parameter(torch.ones(()))
     built = objective()
     denoiser = built.denoiser(lambda x, c, labels: weight * x)
-    sums = held_out_errors(denoiser, torch.zeros(2, *SHAPE), None, 0, held_out_grid(built), 5)
+    levels = held_out_levels(built, 8, 5, 0, 2)
+    sums = held_out_errors(denoiser, torch.zeros(2, *SHAPE), None, 0, levels, 5)
     assert not sums.requires_grad

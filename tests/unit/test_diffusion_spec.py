@@ -1,5 +1,7 @@
 """Process and strategy configs: ranges, conflicts, and what they say about SpeeD's reach."""
 
+from typing import Literal
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,6 +17,7 @@ from fleetstep.diffusion.spec import (
     nearly_inert,
     suppressed_mass,
 )
+from fleetstep.spec import Spec
 
 EDM = EdmSpec()
 
@@ -61,6 +64,14 @@ def test_two_warm_ups_are_named_with_the_remedy():
 def test_the_same_kind_twice_is_named(spec):
     (problem,) = check_strategies(EDM, [spec, spec])
     assert problem.startswith(f"strategies[0] and strategies[1] are both {spec.kind}")
+
+
+def test_a_kind_that_is_new_is_refused_twice_too():
+    class NewSpec(Spec):
+        kind: Literal["new"] = "new"
+
+    (problem,) = check_strategies(EDM, [NewSpec(), FdmSpec(), NewSpec()])
+    assert problem.startswith("strategies[0] and strategies[2] are both new")
 
 
 def test_all_conflicts_are_reported_together():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,14 @@ from fleetstep import rng
 from fleetstep.errors import ExtractorError
 from fleetstep.evaluation import features
 from fleetstep.evaluation.features import UInt8, inception_status, load_extractor
-from fleetstep.evaluation.spec import INCEPTION_FILE, INCEPTION_SHA256, InceptionSpec, metric_name
+from fleetstep.evaluation.resnet20 import ResNet20
+from fleetstep.evaluation.spec import (
+    INCEPTION_FILE,
+    INCEPTION_SHA256,
+    InceptionSpec,
+    Rn20Spec,
+    metric_name,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/evaluation.json").read_text("utf-8"))
 
@@ -171,3 +179,25 @@ def test_torchvision_is_not_needed_and_can_be_imported_whatever_torch_it_was_bui
         "assert features.torchvision_status() == first\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("renamed", ["conv1.weight", "linear.bias"])
+def test_packaged_weights_of_another_network_are_refused(
+    renamed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whose digest is the expected one: a wrong pin must not leave a layer at random."""
+    tensors = ResNet20().state_dict()
+    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    (tmp_path / "weights").mkdir()
+
+    def installed(held: dict[str, Tensor]) -> None:
+        content = safetensors.torch.save(held)
+        (tmp_path / "weights/fs-rn20.safetensors").write_bytes(content)
+        monkeypatch.setattr(features, "RN20_SHA256", hashlib.sha256(content).hexdigest())
+
+    monkeypatch.setattr(features.resources, "files", lambda _: tmp_path)
+    installed(tensors)
+    assert load_extractor(Rn20Spec()).dim == 112
+    installed({("other" if key == renamed else key): value for key, value in tensors.items()})
+    with pytest.raises(ExtractorError, match=f"{renamed} are missing and other are unknown"):
+        load_extractor(Rn20Spec())

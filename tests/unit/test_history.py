@@ -20,13 +20,15 @@ from fleetstep.orchestration.metric_logger import MetricLogger, drain
 from fleetstep.orchestration.tracking import Tracker
 from synthetic_records import score
 
+TRAIN = {"fleetstep.kind": "train"}
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two training runs, one of them swept twice, the second time in nested cells."""
     folder = tmp_path_factory.mktemp("tracker")
     tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "digits")
-    edm = tracker.start_run("edm", {"strategies.0.kind": "fdm"}, tags={"host": "h"})
+    edm = tracker.start_run("edm", {"strategies.0.kind": "fdm"}, tags={"host": "h", **TRAIN})
     with MetricLogger(tracker.uri, edm, folder / "spool" / "metrics.jsonl") as logger:
         logger.log(64, {"train/loss": 1.0, "odd": math.inf})
         logger.log(128, {"train/loss": math.nan, "odd": -math.inf})
@@ -44,8 +46,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     tracker.log_dict(cell, [asdict(score(pseudo_values=(1.0, 1.2), nfe=9))], "scores.json")
     for run in (cell, sweep, edm):
         tracker.finish(run, "FINISHED")
-    twins = [tracker.start_run("twin", {}) for _ in range(2)]
-    damaged = tracker.start_run("damaged", {})
+    twins = [tracker.start_run("twin", {}, tags=TRAIN) for _ in range(2)]
+    damaged = tracker.start_run("damaged", {}, tags=TRAIN)
+    # A cell whose training run is in another tracker.
+    tracker.start_run("alone", {}, tags={"fleetstep.kind": "cell"})
     tracker.log_dict(damaged, {"not": "a list"}, "scores.json")
     return SimpleNamespace(
         tracker=tracker,
@@ -62,7 +66,7 @@ def test_a_run_is_read_back_as_it_was_logged(made: Any):
     (run,) = made.history.runs(["edm"])
     assert (run.name, run.run_id, run.status, run.parent) == ("edm", made.edm, "FINISHED", None)
     assert run.params == {"strategies.0.kind": "fdm"}
-    assert run.tags == {"host": "h"}
+    assert run.tags == {"host": "h", **TRAIN}
     assert run.metrics.keys() == {"train/loss", "odd", "eval/fd.x@1a2b3c4d"}
     assert [p.images_seen for p in run.metrics["train/loss"]] == [64, 128, 192]
     assert math.isnan(run.metrics["train/loss"][1].value)

@@ -19,7 +19,6 @@ from fleetstep.evaluation.metrics import (
     gaussian_distance,
     jackknife,
     jackknife_estimate,
-    paired_difference,
     standardised,
 )
 from fleetstep.evaluation.moments import Float64, Moments, total
@@ -213,32 +212,3 @@ class TestJackknife:
             jackknife([*blocks[:2], blocks[2] + blocks[3]], statistic)
         with pytest.raises(ValueError, match="two or more"):
             jackknife(blocks[:1], statistic)
-
-
-class TestPairedDifference:
-    def test_value_and_error(self):
-        first, second = [3.0, 4.0, 5.0, 7.0], [1.0, 3.0, 2.0, 4.0]
-        difference = paired_difference(first, second)
-        test = scipy.stats.ttest_rel(first, second)
-        assert difference.value == pytest.approx(2.25)
-        assert difference.standard_error == pytest.approx(2.25 / test.statistic)
-        interval = test.confidence_interval(0.95)
-        assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
-
-    def test_shared_latents_make_it_sharper(self):
-        """The same samples, slightly and more distorted, against independent ones."""
-        reference = Reference("", Moments.of(rng.draw(1, "reference", 0, 4000, (6,))))
-
-        def pseudo(seed: int, scale: float) -> tuple[float, ...]:
-            blocks = np.split(scale * rng.draw(seed, "samples", 0, 1000, (6,)), 10)
-            moments = [Moments.of(block) for block in blocks]
-            return jackknife(moments, functools.partial(frechet, reference)).pseudo_values
-
-        shared = paired_difference(pseudo(2, 1.3), pseudo(2, 1.2))
-        apart = paired_difference(pseudo(2, 1.3), pseudo(3, 1.2))
-        assert shared.standard_error < apart.standard_error / 1.5
-        assert shared.low > 0
-
-    def test_other_blocks_are_refused(self):
-        with pytest.raises(ValueError, match="same blocks"):
-            paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])

@@ -384,3 +384,25 @@ class TestIdx:
         path.write_bytes(path.read_bytes()[:-9])
         with pytest.raises(DataError, match="cannot be read"):
             sources.idx(path, None)
+
+
+def test_everything_is_on_the_disk_before_a_dataset_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, synced = tmp_path / "d", []
+
+    def note(path: Path) -> None:
+        synced.append((path.name, out.exists()))
+
+    monkeypatch.setattr("fleetstep.data.pack.sync", note)
+    pack_digits(out)
+    files = {path.name for path in out.iterdir()} - {"manifest.json"}
+    before = [name for name, named in synced if not named]
+    assert files < set(before)
+    assert before[-1].startswith(".d.partial-")
+    assert synced[-1] == (tmp_path.name, True)
+
+
+def test_held_out_labels_without_images_are_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="without images"):
+        pack_idx(tmp_path / "i", None, tmp_path / "o", heldout_labels=tmp_path / "l")

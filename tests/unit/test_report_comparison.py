@@ -7,11 +7,13 @@ import pytest
 from fleetstep.errors import ComparisonError
 from fleetstep.reporting.answer import grounds, headline, sentences
 from fleetstep.reporting.comparison import compare
+from fleetstep.reporting.figures import loss_figure
 from fleetstep.reporting.records import RunRecord, Score
 from fleetstep.reporting.wording import (
     duration_text,
     images_text,
     metric_card,
+    metric_text,
     number,
     with_interval,
 )
@@ -78,6 +80,38 @@ def test_the_last_checkpoint_counts_and_different_budgets_are_noted():
     assert comparison.sweep is not None
     assert [s.images_seen for s in comparison.sweep.of("edm")] == [200_000]
     assert any("edm after 200 kimg, fdm after 100 kimg" in note for note in comparison.notes)
+    assert "1 earlier checkpoint of edm was scored and is not shown here." in comparison.notes
+    assert not any("checkpoint of fdm" in note for note in comparison.notes)
+
+
+def test_earlier_checkpoints_are_counted_once_whatever_their_metrics_and_cells():
+    scores = tuple(
+        score(images_seen=seen, nfe=nfe, metric=metric)
+        for seen in (1000, 2000, 3000)
+        for nfe in (5, 9)
+        for metric in ("fd.x@1", "fd_z.x@1")
+    )
+
+    notes = compare([run(scores=scores)], "edm").notes
+
+    assert notes == (
+        "edm has no held-out loss.",
+        "2 earlier checkpoints of edm were scored and are not shown here.",
+    )
+
+
+def test_two_checkpoints_of_one_place_are_noted_and_the_last_given_is_shown():
+    old = replace(score(pseudo_values=(5, 6)), checkpoint="aa" * 32)
+    new = replace(score(pseudo_values=(1, 2)), checkpoint="bb" * 32)
+    other_track = replace(old, ema="long")
+
+    comparison = compare([run(scores=(old, other_track, new))], "edm")
+
+    assert comparison.sweep is not None
+    assert comparison.sweep.scores["edm", new.cell].checkpoint == new.checkpoint
+    (note,) = [note for note in comparison.notes if "different checkpoints" in note]
+    assert note.startswith("Scores of 2 different checkpoints of edm after 200 kimg (EMA ema)")
+    assert "of each cell the last one given is shown" in note
 
 
 def test_held_out_losses_on_other_data_or_another_grid_are_not_compared():
@@ -91,6 +125,32 @@ def test_held_out_losses_on_other_data_or_another_grid_are_not_compared():
     assert compare([edm, vp], "edm").standings[1].time_to_quality is None
     assert "process.kind" in compare([edm, vp], "edm").notes[0]
     assert compare([edm, same], "edm").standings[1].time_to_quality is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "compared"),
+    [
+        ("process.sigma_data", False),
+        ("data.heldout", False),
+        ("training.heldout.bins", False),
+        ("training.heldout.images", False),
+        ("training.heldout.batch", True),
+        ("data.window", True),
+    ],
+)
+def test_what_changes_the_held_out_measurement_forbids_to_compare_it(key: str, compared: bool):
+    curves = {"held_out/loss": curve([2.0, 1.0])}
+    runs = [run(name, curves=curves, params={key: name}) for name in ("a", "b")]
+
+    comparison = compare(runs, "a")
+    figure = loss_figure(comparison)
+
+    assert comparison.losses_compared is compared
+    assert any(key in note for note in comparison.notes) is not compared
+    assert (comparison.standings[1].time_to_quality is not None) is compared
+    assert figure is not None
+    assert ("on the same held-out images" in figure.caption) is compared
+    assert all(bool(panel.rules) is compared for panel in figure.panels)
 
 
 def test_the_baseline_stands_first_and_is_found_by_name_or_id():
@@ -183,10 +243,12 @@ def test_units_of_progress_and_time():
 
 
 def test_only_a_full_fid_is_called_one():
-    full = replace(score().protocol, metric="fid.clean", n=50_000)
+    full = replace(score().protocol, metric="fid.clean.unbiased", n=50_000)
+    small = replace(full, metric="fid10k.clean.unbiased", n=10_000)
 
     assert "Not FID" in metric_card(score().protocol, "fs-rn20.multi112")
-    assert metric_card(full, "inception") == "Fréchet Inception distance."
-    assert "only 10,000" in metric_card(
-        replace(full, metric="fid10k.clean", n=10_000), "inception"
-    )
+    unbiased = "bias removed by the jackknife; published FIDs are the raw value, shown as raw"
+    assert metric_card(full, "inception") == f"Fréchet Inception distance, {unbiased}."
+    assert f"only 10,000 images, {unbiased}" in metric_card(small, "inception")
+    assert metric_text(full) == "FID (clean, unbiased)"
+    assert metric_text(small) == "FID10k (clean, unbiased)"

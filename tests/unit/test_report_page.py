@@ -133,6 +133,26 @@ def test_the_protocol_says_that_this_is_not_fid(html: str):
     ) in html
 
 
+def test_a_fid_is_shown_with_its_raw_value():
+    records = [
+        replace(r, scores=tuple(replace(s, metric="fid1k.clean.unbiased") for s in r.scores))
+        for r in demo_records()[:2]
+    ]
+
+    assert "<small>raw " in page(compare(records, "edm"))
+    assert "<small>raw " not in page(compare(demo_records(), "edm"))
+
+
+def test_grids_that_were_drawn_in_other_ways_do_not_show_the_models_alone(html: str):
+    records = demo_records()[:2]
+    other = replace(records[1], params={**records[1].params, "grid.nfe": "35"})
+    changed = page(compare([records[0], other], "edm"))
+
+    assert "so differences come from the models alone" in html
+    assert "not drawn in the same way (grid.nfe): differences do not come from" in changed
+    assert "so differences come from the models alone" not in changed
+
+
 def test_every_mark_tells_its_numbers(read: Reader, html: str):
     marks = [a for t, a in read.tags if t == "g" and "mark" in a.get("class", "")]
 
@@ -154,6 +174,22 @@ def test_the_same_records_give_the_same_page(tmp_path: Path, html: str):
     write_page(compare(demo_records(), "edm"), tmp_path / "page.html")
 
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == html
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "page.html").write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_page(compare(demo_records(), "edm"), tmp_path / "page.html")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text() == "old"
 
 
 def test_attributes_are_escaped():

@@ -1,9 +1,15 @@
+import functools
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fleetstep import rng
 from fleetstep.errors import ComparisonError
+from fleetstep.evaluation.metrics import Reference, frechet, jackknife
+from fleetstep.evaluation.moments import Moments
 from fleetstep.reporting.records import Curve, Score
 from fleetstep.reporting.statistics import (
     Reached,
@@ -76,6 +82,26 @@ class TestPairedDifference:
             paired_difference(score("fdm", **changed), score("edm"))
         assert "fdm and edm" in caught.value.message
         assert "one sweep config" in caught.value.remedy
+
+    @pytest.mark.parametrize("fact", ["labels", "preprocess", "quantisation", "schedule"])
+    def test_other_protocol_facts_are_refused_too(self, fact: str):
+        with pytest.raises(ComparisonError, match=r"another against"):
+            paired_difference(replace(score("fdm"), **{fact: "another"}), score("edm"))
+
+    def test_shared_latents_make_it_sharper(self):
+        """The same samples, slightly and more distorted, against independent ones."""
+        reference = Reference("", Moments.of(rng.draw(1, "reference", 0, 4000, (6,))))
+
+        def scored(seed: int, scale: float) -> Score:
+            blocks = np.split(scale * rng.draw(seed, "samples", 0, 1000, (6,)), 10)
+            moments = [Moments.of(block) for block in blocks]
+            estimate = jackknife(moments, functools.partial(frechet, reference))
+            return score(pseudo_values=estimate.pseudo_values)
+
+        shared = paired_difference(scored(2, 1.3), scored(2, 1.2))
+        apart = paired_difference(scored(2, 1.3), scored(3, 1.2))
+        assert shared.se < apart.se / 1.5
+        assert shared.verdict == "worse"
 
     def test_every_fact_that_differs_is_named(self):
         with pytest.raises(ComparisonError, match=r"extractor.*; .*samples n"):
@@ -170,6 +196,13 @@ class TestRecords:
     def test_a_missing_field_of_a_score_is_named(self):
         with pytest.raises(ComparisonError, match="must hold 'metric'"):
             Score.from_dict({"value": 1.0})
+
+    @pytest.mark.parametrize("name", ["preprocess", "quantisation", "labels", "seeds", "ema"])
+    def test_a_protocol_that_is_not_stated_is_not_taken_for_equal(self, name: str):
+        values = {name: getattr(score(), name) for name in Score.__dataclass_fields__}
+        del values[name]
+        with pytest.raises(ComparisonError, match=f"must hold '{name}'"):
+            Score.from_dict(values)
 
     def test_another_confidence_is_refused(self):
         values = {name: getattr(score(), name) for name in Score.__dataclass_fields__}

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from fleetstep.errors import TrackingError
+from fleetstep.addresses import redacted
+from fleetstep.errors import TrackingError, UnknownRunError
 from fleetstep.orchestration import tracking_store
 from fleetstep.orchestration.history import History, RunHistory
 from fleetstep.orchestration.tracking import Tracker
@@ -55,7 +56,7 @@ CREATE = """
 import sys
 from fleetstep.orchestration.tracking import Tracker
 tracker = Tracker(sys.argv[1], "same")
-run_id = tracker.start_run(sys.argv[2], {})
+run_id = tracker.start_run(sys.argv[2], {}, tags={"fleetstep.kind": "train"})
 for images in range(50):
     tracker.log_metrics(run_id, images, {"a": images})
 tracker.finish(run_id, "FINISHED")
@@ -115,6 +116,8 @@ def test_the_status_is_right_at_every_end(
     leaves_with: type[BaseException] | None,
     status: str,
 ):
+    # Ray, started by another test of this process, takes the signal for itself.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert look(tracker, run_id).status == "RUNNING"
     expected = pytest.raises(leaves_with) if leaves_with else contextlib.nullcontext()
     with expected, tracker.ending(run_id):
@@ -123,7 +126,7 @@ def test_the_status_is_right_at_every_end(
     assert run.status == status
     assert run.ended_ms is not None
     assert run.ended_ms >= run.started_ms
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.signal(signal.SIGTERM, before) is signal.SIG_DFL
 
 
 def test_an_error_of_the_run_is_not_hidden_by_one_of_the_tracker(
@@ -300,3 +303,42 @@ def test_the_default_database_is_beside_the_runs_wherever_a_worker_runs(
 def test_names_are_mapped_and_back(key: str):
     assert "@" not in to_tracker_key(key)
     assert from_tracker_key(to_tracker_key(key)) == key
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://user:hunter2@host/db", "postgresql://user:***@host/db"),
+        ("http://hunter2@host:5000", "http://***@host:5000"),
+        ("mysql://host/db?api_key=hunter2&a=b", "mysql://host/db?api_key=***&a=b"),
+        ("mysql://host/db?client-secret=hunter2", "mysql://host/db?client-secret=***"),
+        ("mysql://host/db?access_key=hunter2", "mysql://host/db?access_key=***"),
+        ("mysql://host/db?sslpassword=hunter2", "mysql://host/db?sslpassword=***"),
+        ("http://host:5000/?x=y", "http://host:5000/?x=y"),
+    ],
+)
+def test_no_secret_of_an_address_is_printed(uri: str, shown: str):
+    assert redacted(uri) == shown
+
+
+def test_an_unknown_run_is_an_error_of_its_own(tracker: Tracker, run_id: str):
+    with pytest.raises(UnknownRunError):
+        tracker.start_run("edm", {}, run_id="0" * 32)
+    assert tracker.has_run(run_id)
+    assert not tracker.has_run("0" * 32)
+    other = Tracker(tracker.uri, "another experiment")
+    assert not other.has_run(run_id)
+
+
+def test_a_run_whose_parameters_are_refused_has_failed(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(tracker._client, "log_batch", refuse)
+    with pytest.raises(TrackingError, match="disk gone"):
+        tracker.start_run("refused", {"a": "1"})
+    monkeypatch.undo()
+    (run,) = History(tracker.uri, tracker.experiment).runs(["refused"])
+    assert run.status == "FAILED"

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from fleetstep import rng
+from fleetstep.data.pack import pack_npz
 from fleetstep.evaluation.resnet20 import ResNet20, normalise
 
 
@@ -83,3 +84,48 @@ def test_the_error_is_the_share_of_wrong_classes(
     wrong[:8] = 1 - wrong[:8]
     assert script.error_percent(network, images, wrong) == 25
     assert labels.dtype == np.int64
+
+
+def test_the_program_trains_on_a_packed_dataset(
+    script: ModuleType,
+    labelled: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    images, labels = labelled
+    np.savez(tmp_path / "x.npz", images=images.transpose(0, 2, 3, 1), labels=labels)
+    packed = pack_npz(tmp_path / "x.npz", tmp_path / "packed", heldout=8)
+    words = ["--data", tmp_path / "packed", "--out", tmp_path / "out", "--max-steps", 2]
+    monkeypatch.setattr("sys.argv", ["train_extractor.py", *map(str, words)])
+    # The batch must not be larger than the 24 images that are left to train on.
+    monkeypatch.setattr(script, "BATCH", 8)
+
+    script.main()
+
+    record = json.loads((tmp_path / "out/fs-rn20.json").read_text("utf-8"))
+    content = (tmp_path / "out/fs-rn20.safetensors").read_bytes()
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
+    assert record["stopped_after_steps"] == 2
+    assert record["dataset"] == {
+        "name": "x",
+        "fingerprint": packed.fingerprint,
+        "training_images": 24,
+        "test_images": 8,
+    }
+
+
+def test_an_error_is_one_message_and_an_exit_code(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    words = ["--data", tmp_path / "nowhere", "--out", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", ["train_extractor.py", *map(str, words)])
+
+    with pytest.raises(SystemExit) as end:
+        script.main()
+
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from fleetstep.training.spec import (
     BatchPlan,
+    Saves,
     TrainingSpec,
     batch_arithmetic,
     check_training,
@@ -89,3 +90,10 @@ def test_problems_are_all_reported():
 def test_impossible_values_are_refused(changes: dict[str, object]):
     with pytest.raises(ValidationError):
         spec(**changes)
+
+
+def test_saves_are_counted_as_the_loop_makes_them():
+    # 16 steps of 64: spans that are no multiple of the batch, and an end that is of neither.
+    saves = Saves.of(spec(checkpoint_every=300, snapshot_every="50%"))
+    assert [n for n in saves.points() if saves.snapshot(n)] == [0, 512, 1000 // 64 * 64 + 64]
+    assert [n for n in saves.points() if saves.checkpoint(n)] == [0, 320, 512, 640, 960, 1024]

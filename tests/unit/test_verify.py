@@ -85,6 +85,20 @@ def test_an_empty_shard(copy: Path):
     assert problems(copy) == [f"{SHARD}: must be 215,040 bytes, got 0"]
 
 
+def test_a_folder_in_place_of_a_shard(copy: Path):
+    (copy / SHARD).unlink()
+    (copy / SHARD).mkdir()
+    assert problems(copy)[-1] == f"{SHARD}: cannot be read: Is a directory"
+
+
+def test_a_shard_that_cannot_be_mapped(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("fleetstep.data.verify.mmap.mmap", fail)
+    assert f"{SHARD}: cannot be read: Input/output error" in problems(copy)
+
+
 def test_a_truncated_shard(copy: Path):
     data = (copy / SHARD).read_bytes()
     (copy / SHARD).write_bytes(data[:100_000])

@@ -28,6 +28,7 @@ from fleetstep.data.manifest import Manifest, ShardEntry, make_manifest, save_ma
 from fleetstep.data.shards import encode
 from fleetstep.data.sources import ImageSource
 from fleetstep.data.tar_index import UNLABELLED, TarIndex
+from fleetstep.durable import sync
 from fleetstep.errors import DataError, UsageError
 
 Progress = Callable[[int, int], None]
@@ -161,6 +162,11 @@ def pack_idx(
     `heldout_images` and `heldout_labels` (MNIST's t10k files) are held out whole, in place of a
     share of the others. See `pack_images` for the other arguments and errors.
     """
+    if heldout_labels is not None and heldout_images is None:
+        raise UsageError(
+            f"held-out labels belong to held-out images, got {heldout_labels} without images",
+            "give the file of the held-out images too",
+        )
     request = _Request(name or out.name, flip, heldout, shard_size, encoding, progress)
     _check_free(out)
     found = {TRAIN: sources.idx(images, labels)}
@@ -186,7 +192,9 @@ def _pack(found: dict[str, ImageSource], out: Path, request: _Request) -> Manife
         partial.mkdir(parents=True)
         manifest = _write(found, plan, partial, request)
         save_manifest(manifest, partial)
+        sync(partial)
         partial.rename(out)
+        sync(out.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -295,9 +303,11 @@ def _write_shard(
                 sample["cls"] = str(label).encode()
             tar.write(sample)
             content.add(image, label)
+    sync(path)
     index, sha256, size = _read_back(path, encoding)
     index_bytes = index.to_bytes()
     index_path.write_bytes(index_bytes)
+    sync(index_path)
     return ShardEntry(
         file=path.name,
         samples=len(index),

@@ -114,16 +114,20 @@ class _ShardCheck:
             self._add(f"must be {entry.bytes:,} bytes, got {found:,}")
         if found == 0:
             return
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar,
-            memoryview(tar) as view,
-        ):
-            if found == entry.bytes and hashlib.sha256(view).hexdigest() != entry.sha256:
-                self._add(
-                    "its sha256 is not the one in the manifest: the file was changed or damaged"
-                )
-            self._check_contents(view)
+        try:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar,
+                memoryview(tar) as view,
+            ):
+                if found == entry.bytes and hashlib.sha256(view).hexdigest() != entry.sha256:
+                    self._add(
+                        "its sha256 is not the one in the manifest: the file was changed or "
+                        "damaged"
+                    )
+                self._check_contents(view)
+        except OSError as error:
+            self._add(f"cannot be read: {error.strerror}")
 
     def _check_contents(self, tar: memoryview) -> None:
         entry = self._entry

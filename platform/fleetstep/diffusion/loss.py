@@ -1,6 +1,6 @@
 """The training loss, the draws it needs by stream position, and the held-out error.
 
-Shapes: B batch, C channels, H W pixels, J held-out noise levels.
+Shapes: B batch, C channels, H W pixels, J bins of held-out noise levels.
 """
 
 from __future__ import annotations
@@ -57,14 +57,19 @@ class DiffusionLoss:
         return loss_B
 
 
-def held_out_grid(objective: Objective, bins: int = 8) -> Tensor:
-    """Fixed noise levels sigma_J (float64): quantiles (j + 1/2) / J of the process's own law.
+def held_out_levels(objective: Objective, bins: int, seed: int, first: int, count: int) -> Tensor:
+    """Noise levels sigma_BJ of held-out images first .. first+count-1, float64, on the CPU.
 
-    Strategies change the training law, never this grid: a training loss cannot be compared across
-    strategies, the error on this grid can.
+    Bin j is the j-th of J equal shares of the process's own law, and image i has one level drawn
+    from each: together they cover the law, where J fixed levels would see nothing between them or
+    beyond the last. Strategies change the training law, never these levels: a training loss cannot
+    be compared across strategies, the error on these levels can.
     """
-    u_J = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
-    return objective.base_noise_levels.icdf(u_J)
+    v = rng.uniform(seed, "held-out-level", first * bins, count * bins)
+    v_BJ = torch.from_numpy(v.reshape(count, bins))
+    u_BJ = (torch.arange(bins, dtype=torch.float64) + v_BJ) / bins
+    # The sum can round to J, whose quantile 1 is an infinite level.
+    return objective.base_noise_levels.icdf(u_BJ.clamp(max=1 - 2.0**-53).flatten()).view_as(u_BJ)
 
 
 @torch.no_grad()
@@ -73,7 +78,7 @@ def held_out_errors(
     x0_BCHW: Tensor,
     labels_B: Tensor | None,
     first: int,
-    sigma_J: Tensor,
+    sigma_BJ: Tensor,
     seed: int,
 ) -> Tensor:
     """Sums over images of the weighted denoising error, float64 [J] on the CPU.
@@ -87,17 +92,18 @@ def held_out_errors(
         denoiser: D in evaluation mode (dropout would count as error).
         x0_BCHW: held-out images `first` .. `first + B - 1`, in [-1, 1], float32.
         labels_B: class ids (int64), or None.
-        first: index of the first image in the held-out set; image i meets noise (seed, i J + j) at
-            level j.
-        sigma_J: the grid.
-        seed: the run's seed.
+        first: index of the first image in the held-out set; image i meets noise (seed, i J + j) in
+            bin j.
+        sigma_BJ: their levels, from `held_out_levels`.
+        seed: the seed of the noise.
     """
-    count, bins = x0_BCHW.shape[0], sigma_J.shape[0]
+    count, bins = sigma_BJ.shape
     noise = rng.draw(seed, "held-out-noise", first * bins, count * bins, tuple(x0_BCHW.shape[1:]))
     eps_BJCHW = torch.from_numpy(noise.reshape(count, bins, *noise.shape[1:])).to(x0_BCHW.device)
-    weight_J = denoiser.preconditioning(sigma_J.double()).c_out ** -2
     sums_J = torch.empty(bins, dtype=torch.float64)
-    for j, sigma in enumerate(sigma_J.tolist()):
-        d_BCHW = denoiser(x0_BCHW + sigma * eps_BJCHW[:, j], sigma, labels_B)
-        sums_J[j] = (d_BCHW - x0_BCHW).double().square().mean((1, 2, 3)).sum() * weight_J[j]
+    for j, sigma_B in enumerate(sigma_BJ.to(x0_BCHW.device).unbind(1)):
+        x_BCHW = x0_BCHW + sigma_B.to(x0_BCHW.dtype).view(-1, 1, 1, 1) * eps_BJCHW[:, j]
+        d_BCHW = denoiser(x_BCHW, sigma_B, labels_B)
+        error_B = (d_BCHW - x0_BCHW).double().square().mean((1, 2, 3))
+        sums_J[j] = (error_B * denoiser.preconditioning(sigma_B).c_out ** -2).sum()
     return sums_J

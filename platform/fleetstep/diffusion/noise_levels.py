@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fleetstep import rng
+
 
 class NoiseLevels(Protocol):
     """A law of noise levels."""
@@ -28,14 +30,18 @@ class NoiseLevels(Protocol):
 
 @dataclass(frozen=True)
 class LogNormal:
-    """ln sigma ~ N(mean, std^2) (Karras et al. 2022, table 1, training)."""
+    """ln sigma ~ N(mean, std^2) (Karras et al. 2022, table 1, training).
+
+    The normal quantile is `rng.normal_icdf`, the same bits on every machine; the exponential after
+    it may differ in the last bit between CPU types.
+    """
 
     mean: float
     std: float
 
     def icdf(self, u_B: Tensor) -> Tensor:
         """exp(mean + std z(u))."""
-        return torch.exp(self.mean + self.std * torch.special.ndtri(u_B))
+        return torch.exp(self.mean + self.std * _normal_icdf(u_B))
 
     def cdf(self, sigma_B: Tensor) -> Tensor:
         """Phi((ln sigma - mean) / std)."""
@@ -44,9 +50,14 @@ class LogNormal:
 
     def quantile_density(self, u_B: Tensor) -> Tensor:
         """Std sigma / phi(z(u))."""
-        z_B = torch.special.ndtri(u_B)
+        z_B = _normal_icdf(u_B)
         inverse_phi_B = math.sqrt(2 * math.pi) * torch.exp(z_B.square() / 2)
         return self.std * torch.exp(self.mean + self.std * z_B) * inverse_phi_B
+
+
+def _normal_icdf(u_B: Tensor) -> Tensor:
+    """z(u_B) on the device of u_B, by way of the CPU."""
+    return torch.from_numpy(rng.normal_icdf(u_B.cpu().numpy())).to(u_B.device)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,8 +36,7 @@ class Objective:
         base_weight: loss weight in x0-space before clamps and multipliers.
         clamps: applied to the base weight, as a function of the optimiser step.
         multipliers: applied after all clamps.
-        sigma_min, sigma_max: the denoiser's own range of noise levels.
-        base_noise_levels: the process's own law, which no strategy changes: the held-out grid.
+        base_noise_levels: the process's own law, which no strategy changes: held-out levels.
     """
 
     process: Process
@@ -47,8 +45,6 @@ class Objective:
     base_weight: Weighting
     clamps: tuple[Clamp, ...] = ()
     multipliers: tuple[Weighting, ...] = ()
-    sigma_min: float = 0.0
-    sigma_max: float = math.inf
     base_noise_levels: NoiseLevels
 
     def weight(self, sigma_B: Tensor, step: int) -> Tensor:
@@ -61,8 +57,12 @@ class Objective:
         return weight_B
 
     def denoiser(self, network: Network) -> Denoiser:
-        """D(x; sigma) around `network`, with this objective's preconditioning and range."""
-        return Denoiser(network, self.coefficients, self.sigma_min, self.sigma_max)
+        """D(x; sigma) around `network`, with this objective's preconditioning.
+
+        Its range is the process's under every strategy, so that runs of one process are sampled on
+        the same levels.
+        """
+        return Denoiser(network, self.coefficients, self.process.sigma_min, self.process.sigma_max)
 
 
 # What replaces a piece goes before what wraps it (SpeeD wraps the law), whatever the order in the

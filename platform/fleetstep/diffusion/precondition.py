@@ -60,7 +60,8 @@ class Denoiser(nn.Module):
     Args:
         network: F; registered as a submodule if it is a module.
         preconditioning: sigma_B -> coefficients.
-        sigma_min, sigma_max: the noise levels D was made for; samplers clip their grid to them.
+        sigma_min, sigma_max: the range that samplers walk, within [0.002, 80]; D itself takes any
+            level, for training levels are not cut to it.
 
     Attributes:
         nfe: network calls since construction or `reset`; one call on a batch counts one.

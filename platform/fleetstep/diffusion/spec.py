@@ -21,7 +21,8 @@ class EdmSpec(Spec):
     Attributes:
         sigma_data: standard deviation of the data, in units of images in [-1, 1].
         p_mean, p_std: training noise levels, ln sigma ~ N(p_mean, p_std^2).
-        sigma_min, sigma_max: the range that samplers walk, and the one FDM maps to its clock.
+        sigma_min, sigma_max: the range that samplers walk, within [0.002, 80], and the one FDM
+            maps to its clock. Training levels are not cut to it.
     """
 
     kind: Literal["edm"] = "edm"
@@ -209,7 +210,7 @@ def nearly_inert(process: ProcessSpec, speed: SpeedSpec) -> str | None:
 def check_strategies(process: ProcessSpec, strategies: Sequence[StrategySpec]) -> list[str]:
     """Every reason why these strategies cannot be combined; an empty list if they can."""
     problems = []
-    for kind in ("fdm", "speed", "warmup"):
+    for kind in dict.fromkeys(spec.kind for spec in strategies):
         places = [f"strategies[{i}]" for i, spec in enumerate(strategies) if spec.kind == kind]
         if len(places) > 1:
             problems.append(

@@ -148,7 +148,7 @@ def _rn20(device: str) -> NetworkExtractor:
             "reinstall fleetstep; other weights would give another metric",
         )
     network = resnet20.ResNet20()
-    network.load_state_dict(safetensors.torch.load(content), strict=False)
+    _load_weights(network, content, str(weights))
     network.eval().to(device)
     return NetworkExtractor(
         name=RN20_NAME,
@@ -160,6 +160,23 @@ def _rn20(device: str) -> NetworkExtractor:
         device=device,
         batch=RN20_BATCH,
     )
+
+
+def _load_weights(network: resnet20.ResNet20, content: bytes, where: str) -> None:
+    """Fill the network from safetensors, which leave out the normalisation's step counters alone.
+
+    Raises:
+        ExtractorError: a tensor is missing or belongs to another network; it would stay random.
+    """
+    keys = network.load_state_dict(safetensors.torch.load(content), strict=False)
+    missing = [key for key in keys.missing_keys if not key.endswith("num_batches_tracked")]
+    if missing or keys.unexpected_keys:
+        raise ExtractorError(
+            f"the extractor weights {where} must hold the network's tensors and no others, but "
+            f"{', '.join(missing) or 'none'} are missing and "
+            f"{', '.join(keys.unexpected_keys) or 'none'} are unknown",
+            "reinstall fleetstep, or train the weights again with pipelines/train_extractor.py",
+        )
 
 
 def _inception(spec: InceptionSpec, device: str) -> NetworkExtractor:

@@ -209,47 +209,6 @@ def jackknife_estimate(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """First minus second of two estimates, with the interval of the paired pseudo-values."""
-
-    value: float
-    standard_error: float
-    low: float
-    high: float
-    confidence: float
-
-
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], *, confidence: float = CONFIDENCE
-) -> Difference:
-    """Difference of two estimates whose blocks came from the same latents.
-
-    What the two share cancels block by block: for one interval, three to four times fewer samples
-        than with
-    independent latents.
-
-    Args:
-        first, second: pseudo-values; the i-th of both must come from the same seeds.
-        confidence: of the interval.
-
-    Raises:
-        ValueError: different numbers of blocks, or fewer than two.
-    """
-    if len(first) != len(second) or len(first) < 2:
-        raise ValueError(
-            f"paired estimates have the same blocks, two or more; got {len(first)}, {len(second)}"
-        )
-    value, error, reach = _student([a - b for a, b in zip(first, second, strict=True)], confidence)
-    return Difference(
-        value=value,
-        standard_error=error,
-        low=value - reach,
-        high=value + reach,
-        confidence=confidence,
-    )
-
-
 def _student(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
     """Mean, its standard error, and half the width of its Student interval."""
     count = len(values)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
-from fleetstep.errors import ComparisonError, DataError
+from fleetstep.errors import DataError
 from fleetstep.evaluation.spec import metric_name
 
 
@@ -164,62 +164,3 @@ def _is_int(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-_MEASURE = (
-    "metric",
-    "extractor_sha256",
-    "reference_sha256",
-    "preprocess",
-    "quantisation",
-    "n",
-)
-_PAIRING = ("seeds", "blocks", "labels")
-
-
-def check_comparable(first: ScoreRecord, second: ScoreRecord) -> None:
-    """Pass if the two numbers measure the same thing, so that one may be called better.
-
-    Raises:
-        ComparisonError: metric, extractor, reference, preprocessing, quantisation or number of
-            images differ.
-    """
-    _check_equal(
-        first,
-        second,
-        _MEASURE,
-        "scores can be compared",
-        "score both with one sweep configuration",
-    )
-
-
-def check_pairable(first: ScoreRecord, second: ScoreRecord) -> None:
-    """Pass if block i of both came from the same latents and labels, so that they may be paired.
-
-    Raises:
-        ComparisonError: not comparable, or other seeds, blocks or labels rule.
-    """
-    check_comparable(first, second)
-    _check_equal(
-        first,
-        second,
-        _PAIRING,
-        "scores can be paired",
-        "use the same namespace, samples and labels rule for both",
-    )
-
-
-def _check_equal(
-    first: ScoreRecord, second: ScoreRecord, names: tuple[str, ...], verb: str, remedy: str
-) -> None:
-    different = [
-        f"{name}: {getattr(first, name)} and {getattr(second, name)}"
-        for name in names
-        if getattr(first, name) != getattr(second, name)
-    ]
-    if different:
-        raise ComparisonError(
-            f"{verb} only when they agree in {', '.join(names)}; "
-            f"those of {first.run} and {second.run} differ in " + "; ".join(different),
-            remedy,
-        )

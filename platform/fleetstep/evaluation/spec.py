@@ -48,7 +48,9 @@ def metric_name(extractor: str, sha256: str, n: int, *, standardised: bool = Fal
     """The key under which a Fréchet distance is recorded.
 
     The word FID is reserved for the verified Inception network with clean-fid's resizing:
-    `fid.clean` for 50,000 images and more, below that with the number of images, `fid10k.clean`.
+    `fid.clean.unbiased` for 50,000 images and more, below that with the number of images,
+    `fid10k.clean.unbiased`. "Unbiased", because the recorded value is the jackknifed one;
+    published FIDs are the raw value, which a record also holds.
     Everything else says whose features they are: `fd.fs-rn20.multi112@1a2b3c4d`. Distances in
     standardised features begin with `fd_z.`.
 
@@ -60,6 +62,6 @@ def metric_name(extractor: str, sha256: str, n: int, *, standardised: bool = Fal
     """
     if (extractor, sha256) == (INCEPTION_NAME, INCEPTION_SHA256) and not standardised:
         if n >= FID_IMAGES:
-            return "fid.clean"
-        return f"fid{n // 1000}k.clean" if n % 1000 == 0 else f"fid{n}.clean"
+            return "fid.clean.unbiased"
+        return f"fid{n // 1000}k.clean.unbiased" if n % 1000 == 0 else f"fid{n}.clean.unbiased"
     return f"fd{'_z' if standardised else ''}.{extractor}@{sha256[:8]}"

@@ -16,50 +16,46 @@ from typing import Any
 
 from fleetstep import config
 from fleetstep.config import Experiment
-from fleetstep.errors import FleetstepError, TrackingError
+from fleetstep.errors import ResumeError, TrackingError, TrainingError, UnknownRunError
+from fleetstep.orchestration.figures import keep_figures
 from fleetstep.orchestration.fit_worker import Assignment, facts_of, run_worker
 from fleetstep.orchestration.metric_logger import drain
+from fleetstep.orchestration.placement import check_placement
 from fleetstep.orchestration.progress import Follower
 from fleetstep.orchestration.run_folder import RunCard, RunFolder
-from fleetstep.orchestration.session import connect, require, worker_environment
+from fleetstep.orchestration.session import alive_nodes, connect, worker_environment
 from fleetstep.orchestration.sweep_job import tracking_uri
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
 from fleetstep.training.checkpoint_format import RunFacts
-from fleetstep.training.resume import Resume, choose_start
+from fleetstep.training.resume import Resume, check_leftovers, choose_start
 
 Say = Callable[[str], None]
 # How long workers get to write a checkpoint after Ctrl-C before the job is torn down.
 _GRACE_S = 120.0
-
-
-class TrainingError(FleetstepError):
-    """A training job failed; the message holds the first worker's own error."""
+_CONTROLLER_FAILURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """How a job ended.
+    """A job that used up its budget; one that was stopped leaves as an interruption.
 
     Attributes:
         folder: the run's folder.
         run_id: the run in the tracker.
         images_seen: progress.
-        finished: False if it was asked to stop before its budget was used up.
         seconds: wall time of this call.
     """
 
     folder: Path
     run_id: str
     images_seen: int
-    finished: bool
     seconds: float
 
     def text(self) -> str:
         """A closing line."""
-        how = "finished" if self.finished else "stopped, resume it with the same command"
         where = f"{self.images_seen / 1000:g} kimg after {self.seconds:.0f} s"
-        return f"{self.folder.name}: {how} at {where} ({self.folder})"
+        return f"{self.folder.name}: finished at {where} ({self.folder})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -67,7 +63,6 @@ class FitResult:
             "folder": str(self.folder),
             "run_id": self.run_id,
             "images_seen": self.images_seen,
-            "finished": self.finished,
             "seconds": self.seconds,
         }
 
@@ -97,39 +92,68 @@ def fit(
     started = time.monotonic()
     experiment = config.with_absolute_paths(experiment)
     folder = RunFolder(experiment.folder)
-    facts = facts_of(experiment, config.manifest_of(experiment).fingerprint)
+    manifest = config.manifest_of(experiment)
+    facts = facts_of(experiment, manifest.fingerprint)
     store = CheckpointStore(folder.checkpoints)
-    choose_start(store, resume, facts)
+    if choose_start(store, resume, facts) is None:
+        check_leftovers(folder.snapshots, resume, facts)
+        _check_metrics(folder, facts)
     for skipped in store.skipped:
         _tell(say, f"  passed over {skipped.path.name}: {skipped.reason}")
-    folder.prepare(config.dump(experiment))
     uri = tracking_uri(experiment.tracking.uri, Path(experiment.storage))
     tracker = Tracker(uri, experiment.tracking.experiment)
-    run_id = _start_run(tracker, experiment, folder, facts)
-    job = Assignment(
-        experiment.model_dump_json(), run_id, tracker.uri, str(folder.root.resolve()), on_event
-    )
-    with tracker.ending(run_id):
-        manifest = config.manifest_of(experiment)
-        tracker.log_dataset(run_id, manifest.name, manifest.fingerprint, experiment.data.path)
-        tracker.log_artifact(run_id, folder.config)
-        try:
-            with (
-                Follower(folder.spool, experiment.training.images, say),
-                connect(experiment.cluster.address),
-            ):
-                outcome = _train(experiment, job, folder, say)
-        finally:
-            _collect(tracker, run_id, folder, say)
-        if not outcome["finished"]:
-            # Leaves the block as an interruption, so that the tracker says KILLED.
-            raise KeyboardInterrupt
+    with connect(experiment.cluster.address):
+        _check_workers(experiment)
+        folder.prepare(config.dump(experiment))
+        run_id = _start_run(tracker, experiment, folder, facts)
+        job = Assignment(
+            experiment.model_dump_json(), run_id, tracker.uri, str(folder.root.resolve()), on_event
+        )
+        with tracker.ending(run_id):
+            tracker.log_dataset(run_id, manifest.name, manifest.fingerprint, experiment.data.path)
+            tracker.log_artifact(run_id, folder.config)
+            try:
+                with Follower(folder.spool, experiment.training.images, say):
+                    outcome = _train(experiment, job, folder, say)
+            finally:
+                _collect(tracker, run_id, folder, say)
+            if not outcome["finished"]:
+                # Leaves the block as an interruption, so that the tracker says KILLED.
+                raise KeyboardInterrupt
+    keep_figures(tracker, run_id, folder.figures, say)
     return FitResult(
         folder=folder.root,
         run_id=run_id,
         images_seen=outcome["images_seen"],
-        finished=outcome["finished"],
         seconds=time.monotonic() - started,
+    )
+
+
+def _check_metrics(folder: RunFolder, facts: RunFacts) -> None:
+    """Refuse to add to another experiment's metrics: below its last point they would be dropped
+    as repeated, beyond it they would go on as one curve.
+    """
+    if not folder.spool.is_file() or folder.spool.stat().st_size == 0:
+        return
+    card = RunCard.read(folder.card)
+    if card is None or card.identity != facts.identity:
+        theirs = "unknown" if card is None else card.identity
+        raise ResumeError(
+            f"the run starts from nothing, but {folder.spool} holds metrics of another experiment "
+            f"(identity fingerprint): {theirs}, this run has {facts.identity}",
+            "choose another run name, or remove the run's folder",
+        )
+
+
+def _check_workers(experiment: Experiment) -> None:
+    """Before anything of the run exists, so that a refusal leaves nothing behind."""
+    cluster = experiment.cluster
+    check_placement(
+        alive_nodes(),
+        actors=cluster.workers,
+        cpus=cluster.cpus_per_worker,
+        gpus=cluster.gpus_per_worker,
+        what="training workers",
     )
 
 
@@ -149,12 +173,10 @@ def _start_run(
     params = config.flatten(experiment)
     try:
         run_id = tracker.start_run(experiment.name, params, run_id=known, **start)
-    except TrackingError:
-        if known is None:
-            raise
+    except UnknownRunError:
         # Another database than last time: the folder is the truth, so the run is made anew there.
         run_id = tracker.start_run(experiment.name, params, **start)
-    RunCard(run_id, tracker.experiment).write(folder.card)
+    RunCard(run_id, tracker.experiment, facts.identity).write(folder.card)
     return run_id
 
 
@@ -176,13 +198,6 @@ def _train(
     """Run the workers in a thread, so that this one can turn Ctrl-C into a request to save and
     stop.
     """
-    cluster = experiment.cluster
-    require(
-        "training workers",
-        cluster.workers,
-        {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker},
-        "lower cluster.workers or cluster.cpus_per_worker, or use a larger cluster",
-    )
     ended: dict[str, Any] = {}
     # Not Thread.join: interrupted by a signal, Python 3.11 takes the thread for finished.
     done = threading.Event()
@@ -242,7 +257,11 @@ def _run_trainer(experiment: Experiment, job: Assignment, folder: RunFolder) -> 
             # A name of its own: Ray would otherwise resume from what it finds under an old one.
             name=f"attempt-{time.time_ns():x}-{os.getpid()}",
             storage_path=str(folder.root / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_restarts),
+            failure_config=FailureConfig(
+                max_failures=cluster.max_restarts,
+                # Ray's default is to start a failing controller again for ever.
+                controller_failure_limit=_CONTROLLER_FAILURES,
+            ),
             worker_runtime_env={
                 "env_vars": worker_environment(max(1, int(cluster.cpus_per_worker)))
             },

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Assignment:
 
     experiment: str
     run_id: str
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)
     folder: str
     on_event: OnEvent
 

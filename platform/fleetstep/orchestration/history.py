@@ -22,8 +22,10 @@ from fleetstep.reporting.records import Curve, Grid, RunRecord, Score
 
 SCORES = "scores.json"
 GRIDS = "grids"
+FIGURES = "figures"
 _GRID = re.compile(r"images-(\d+)\.png")
 _PARENT = "mlflow.parentRunId"
+KIND = "fleetstep.kind"
 _SHORTEST_ID = 6
 # MLflow's databases have no infinity: it stores the largest double instead.
 _LARGEST = sys.float_info.max
@@ -81,7 +83,7 @@ class History:
             self._experiment_id = found.experiment_id
 
     def runs(self, names_or_ids: Sequence[str] = ()) -> list[RunHistory]:
-        """The named runs in that order, or all that are not nested, oldest first.
+        """The named runs in that order, or all training runs, oldest first.
 
         Args:
             names_or_ids: a run's name, its id, or the first six or more characters of its id.
@@ -94,7 +96,8 @@ class History:
             if names_or_ids:
                 chosen = [self._pick(wanted, found) for wanted in names_or_ids]
             else:
-                chosen = [run for run in found if _PARENT not in run.data.tags]
+                # Cells whose training run is in another tracker are not nested either.
+                chosen = [run for run in found if run.data.tags.get(KIND) == "train"]
             return [self._history(run) for run in chosen]
 
     def children(self, run_id: str) -> list[RunHistory]:

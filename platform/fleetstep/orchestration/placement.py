@@ -25,9 +25,20 @@ def _placeable(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -
 
 
 def check_placement(
-    nodes: Sequence[Mapping[str, float]], *, actors: int, cpus: float, gpus: float
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    actors: int,
+    cpus: float,
+    gpus: float,
+    what: str = "actors",
 ) -> None:
     """Refuse a pool that could never be placed, instead of waiting for ever.
+
+    Args:
+        nodes: resources of each machine.
+        actors: processes of the pool.
+        cpus, gpus: of each.
+        what: what the message calls the processes.
 
     Raises:
         ResourceError: with the sum asked for, the sum there is, and how many actors fit.
@@ -36,16 +47,16 @@ def check_placement(
     if actors <= fit:
         return
     have = {key: sum(node.get(key, 0.0) for node in nodes) for key in ("CPU", "GPU")}
-    asked = f"{actors} actors x {cpus:g} CPU = {actors * cpus:g} CPU"
+    asked = f"{actors} {what} x {cpus:g} CPU = {actors * cpus:g} CPU"
     there = f"{have['CPU']:g} CPU"
     if gpus > 0:
         asked += f" and {actors} x {gpus:g} GPU = {actors * gpus:g} GPU"
         there += f" and {have['GPU']:g} GPU"
     machines = f"{len(nodes)} machine{'' if len(nodes) == 1 else 's'}"
     raise ResourceError(
-        f"the pool cannot be placed: {asked} asked for, but {machines} with {there} in all "
-        f"hold {fit} such actors",
-        f"use at most {fit} actors, or less of a CPU or GPU for each"
+        f"cannot be placed: {asked} asked for, but {machines} with {there} in all "
+        f"hold {fit} such {what}",
+        f"use at most {fit} {what}, or less of a CPU or GPU for each"
         if fit
-        else "use less of a CPU or GPU for each actor",
+        else "use less of a CPU or GPU for each",
     )

@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from fleetstep.errors import FleetstepError, PoolError
 from fleetstep.orchestration.dispatch import Ledger, Retire, Stop
 from fleetstep.orchestration.placement import check_placement
-from fleetstep.orchestration.session import worker_environment
+from fleetstep.orchestration.session import alive_nodes, worker_environment
 
 U = TypeVar("U")
 R = TypeVar("R")
@@ -277,7 +277,7 @@ class RayCluster:
 
     def nodes(self) -> Sequence[Mapping[str, float]]:
         """See `Cluster`."""
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return alive_nodes()
 
     def start(self, actor: int) -> None:
         """See `Cluster`."""

@@ -12,7 +12,7 @@ from fleetstep.config import Experiment
 from fleetstep.diffusion.spec import FdmSpec, SpeedSpec, WarmupSpec, nearly_inert, suppressed_mass
 from fleetstep.errors import ConfigError
 from fleetstep.spec import span_images
-from fleetstep.training.spec import BatchPlan, batch_arithmetic, total_steps
+from fleetstep.training.spec import BatchPlan, Saves, batch_arithmetic, total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class TrainingPreview:
             f"  batch {training.global_batch} = {cluster.workers} worker(s) x "
             f"{plan.micro_batch} images "
             f"x {plan.accumulation} accumulation",
-            f"  data {self.dataset}: {self.samples} samples in {self.shards} shard(s), any "
-            f"worker reads any sample "
-            f"through the index; {self.heldout} held out",
+            f"  data {self.dataset}: {self.samples} samples in {self.shards} shard(s), of "
+            f"which every worker reads its own samples through the index; "
+            f"{self.heldout} held out",
             f"  {self.checkpoints} checkpoint(s), {self.snapshots} snapshot(s), "
             f"{self.grid_calls} network calls for grids",
         ]
@@ -95,7 +95,8 @@ def preview_training(experiment: Experiment) -> TrainingPreview:
         manifest.splits[experiment.data.split],
         manifest.splits[experiment.data.heldout],
     )
-    snapshots = 1 + _times(span_images(training.snapshot_every, budget), budget)
+    saves = Saves.of(training)
+    snapshots = sum(map(saves.snapshot, saves.points()))
     return TrainingPreview(
         experiment=experiment,
         batches=plan,
@@ -104,15 +105,11 @@ def preview_training(experiment: Experiment) -> TrainingPreview:
         heldout=sum(shard.samples for shard in heldout),
         shards=len(train),
         steps=total_steps(budget, training.global_batch),
-        checkpoints=_times(span_images(training.checkpoint_every, budget), budget),
+        checkpoints=sum(map(saves.checkpoint, saves.points())),
         snapshots=snapshots,
         grid_calls=snapshots * experiment.grid.samples * experiment.grid.nfe,
         notes=tuple(_notes(experiment)),
     )
-
-
-def _times(every: int, budget: int) -> int:
-    return -(-budget // max(every, 1))
 
 
 def _notes(experiment: Experiment) -> list[str]:
@@ -121,9 +118,13 @@ def _notes(experiment: Experiment) -> list[str]:
     for strategy in experiment.strategies:
         if isinstance(strategy, SpeedSpec):
             mass = suppressed_mass(experiment.process, strategy)
+            k = strategy.k if strategy.sampling else 1.0
             notes.append(
-                f"SpeeD: {mass:.2%} of the base law's mass lies beyond the threshold and is "
-                f"drawn {strategy.k:g}x less"
+                f"SpeeD: {_percent(mass)} of the base law's mass lies beyond the threshold; its "
+                f"share of the draws falls to {_percent(mass / (k * (1 - mass) + mass))}"
+                if k > 1
+                else f"SpeeD: {_percent(mass)} of the base law's mass lies beyond the threshold "
+                "and keeps its share of the draws"
             )
             if (warning := nearly_inert(experiment.process, strategy)) is not None:
                 notes.append(f"warning: {warning}")
@@ -145,3 +146,7 @@ def _notes(experiment: Experiment) -> list[str]:
             f'{training.images / ramp:.1%} of lr (training.lr_ramp="5%" scales with the run)'
         )
     return notes
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"

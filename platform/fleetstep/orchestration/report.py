@@ -75,14 +75,14 @@ def compare_runs(
         ComparisonError: there are no runs to compare.
         TrackingError: the tracker or a run cannot be found.
     """
-    address = tracking_uri(uri, storage)
+    address = tracking_uri(uri, storage.expanduser())
     found = records(History(address, experiment), names)
     if not found:
         raise ComparisonError(
             f"experiment {experiment!r} holds no training runs",
             "train one first: fleetstep train ...",
         )
-    result = compare(found, baseline or found[0].name)
+    result = compare(found, baseline or found[0].run_id)
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     write_page(result, page)

@@ -50,9 +50,12 @@ class RunFolder:
         return self.root / "fatal.json"
 
     def give_up(self, error: FleetstepError) -> None:
-        """Say that starting again cannot help, and why; the first worker's error stays."""
+        """Say that starting again cannot help, and why; the first worker's error stays.
+
+        A note that cannot be written (a full disk, say) costs restarts, never the error itself.
+        """
         text = json.dumps({"type": type(error).__name__, "arguments": error.args})
-        with contextlib.suppress(FileExistsError), self.fatal.open("x", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), self.fatal.open("x", encoding="utf-8") as file:
             file.write(text)
 
     def reason_to_give_up(self) -> FleetstepError | None:
@@ -64,6 +67,11 @@ class RunFolder:
         kind = getattr(errors, found["type"], FleetstepError)
         error: FleetstepError = kind(*found["arguments"])
         return error
+
+    @property
+    def figures(self) -> Path:
+        """The run's own figures."""
+        return self.root / "figures"
 
     @property
     def checkpoints(self) -> Path:
@@ -108,24 +116,25 @@ class RunFolder:
 class RunCard:
     """Which run of which tracker a folder belongs to. The address is left out: it may hold a
     secret.
+
+    Attributes:
+        run_id: the run in the tracker.
+        experiment: the tracker's experiment that holds it.
+        identity: of the training experiment whose metrics the spool holds.
     """
 
     run_id: str
     experiment: str
+    identity: str
 
     @classmethod
     def read(cls, path: Path) -> RunCard | None:
         """The card in a file, None if there is none or it is not a card."""
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(str(fields["run_id"]), str(fields["experiment"]))
+            return cls(*(str(fields[key]) for key in ("run_id", "experiment", "identity")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-    @classmethod
-    def beside(cls, snapshot: Path) -> RunCard | None:
-        """The card of the run that wrote a snapshot (<run>/snapshots/<snapshot>)."""
-        return cls.read(RunFolder(snapshot.resolve().parents[1]).card)
 
     def write(self, path: Path) -> None:
         """Write the card whole or not at all."""

@@ -84,6 +84,10 @@ def sample_to_files(
     spec, (first, count) = parse_solver(solver), parse_seeds(seeds)
     spec.points_for(nfe)
     (snapshot,) = find_snapshots([str(source)], which="last", track=ema)
+    # Before the work, so that a path that cannot be made costs nothing.
+    for file in (out, npz):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser = load_denoiser(snapshot, ema, device=device)
     generated = generate(
@@ -98,7 +102,6 @@ def sample_to_files(
         labels=rule,
         on_batch=_Rate(count, say),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     scale = min(_LARGEST_SCALE, max(1, _ENLARGED_PX // snapshot.shape[-1]))
     write_grid(generated.images, out, columns=max(1, round(count**0.5)), scale=scale)
     if npz is not None:

@@ -1,8 +1,5 @@
 """Connecting to Ray: a local cluster on a laptop, or the one at an address, with the same settings
 for every process.
-
-Resources are asked for, never assumed: `require` compares a request with what the cluster has and
-refuses with the sum.
 """
 
 from __future__ import annotations
@@ -10,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -52,7 +51,8 @@ def worker_environment(threads: int) -> dict[str, str]:
 def connect(address: str | None) -> Iterator[None]:
     """Ray for the time of a block: `address`, or a local cluster that ends with the block.
 
-    A cluster this process is already connected to is used as it is and left running.
+    A cluster this process is already connected to is used as it is and left running. When the
+    block fails, the local cluster's logs are kept and their folder is named on stderr.
     """
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -62,36 +62,38 @@ def connect(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     # Ray puts sockets there, whose paths may not exceed 107 bytes.
     folder = tempfile.mkdtemp(prefix="fs-ray-") if address is None else None
-    if address is None:
-        options |= {"include_dashboard": False, "_temp_dir": folder}
+    if folder is not None:
+        # "local", because without an address Ray would follow RAY_ADDRESS to another cluster.
+        options |= {"address": "local", "include_dashboard": False, "_temp_dir": folder}
     else:
         options |= {"address": address}
     try:
         ray.init(**options)
         yield
+    except ResourceError:
+        raise  # refused before anything ran: there is nothing to look up
+    except Exception:
+        # First, so that what Ray's processes still have to say is in the files.
+        ray.shutdown()
+        if folder is not None:
+            _keep_logs(Path(folder))
+        raise
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def require(what: str, count: int, each: Mapping[str, float], remedy: str) -> None:
-    """Refuse a request that the connected cluster could never place.
+def alive_nodes() -> list[Mapping[str, float]]:
+    """The resources of each machine of the connected cluster that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    Args:
-        what: who asks, for the message ("training workers").
-        count: number of processes.
-        each: resources of one of them, for example {"CPU": 1, "GPU": 0}.
-        remedy: which fields to change.
 
-    Raises:
-        ResourceError: with the sum asked for and the sum that exists.
+def _keep_logs(temporary: Path) -> None:
+    """Move Ray's logs out of a folder about to be removed: they are all there is to say why a
+    process died.
     """
-    total = ray.cluster_resources()
-    for resource, amount in each.items():
-        if amount * count > total.get(resource, 0.0) + 1e-9:
-            raise ResourceError(
-                f"{count} {what} x {amount:g} {resource} = {amount * count:g} {resource}, "
-                f"but the cluster has {total.get(resource, 0.0):g}",
-                remedy,
-            )
+    logs = (temporary / "session_latest" / "logs").resolve()
+    if logs.is_dir():
+        kept = shutil.move(logs, tempfile.mkdtemp(prefix="fleetstep-ray-logs-"))
+        print(f"Ray's logs of this failure are in {kept}", file=sys.stderr)

@@ -5,7 +5,7 @@ Workers share the work: each takes a contiguous slice of the held-out images and
 seeds with a plain copy of the network (no engine, so no collective can hang inside a forward
 pass), and rank 0 keeps the result.
 
-Legend: B batch, C channels, H W pixels, J held-out noise levels.
+Legend: B batch, C channels, H W pixels, J bins of held-out noise levels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fleetstep.config import GridSpec
 from fleetstep.data.stream import Stream
-from fleetstep.diffusion.loss import held_out_errors, held_out_grid
+from fleetstep.diffusion.loss import held_out_errors, held_out_levels
 from fleetstep.diffusion.objective import Objective
 from fleetstep.diffusion.precondition import Denoiser
 from fleetstep.reporting.grids import write_grid
@@ -78,22 +78,23 @@ class SnapshotView:
         self.network.load_state_dict(dict(weights))
 
     def held_out(self) -> dict[str, float]:
-        """`held_out/loss`, the EDM-weighted error over the whole grid, and `held_out/bin<j>` per
-        noise level.
+        """`held_out/loss`, the EDM-weighted error over the process's own noise levels, and
+        `held_out/bin<j>` over each of their bins.
         """
         denoiser, classes = self._denoiser(), self.stream.classes
-        sigma_J = held_out_grid(self.objective, self.heldout.bins)
-        sums_J = torch.zeros(self.heldout.bins, dtype=torch.float64)
+        bins = self.heldout.bins
+        sums_J = torch.zeros(bins, dtype=torch.float64)
         first, count = share(self._images, self.group)
         for start in range(first, first + count, self.heldout.batch):
             size = min(self.heldout.batch, first + count - start)
             batch = self.stream.split(self.split, start, size)
             x0_BCHW = torch.from_numpy(batch.images).to(self.device).float() / 127.5 - 1
             labels_B = torch.from_numpy(batch.labels).to(self.device) if classes else None
-            sums_J += held_out_errors(denoiser, x0_BCHW, labels_B, start, sigma_J, SEED)
+            sigma_BJ = held_out_levels(self.objective, bins, SEED, start, size)
+            sums_J += held_out_errors(denoiser, x0_BCHW, labels_B, start, sigma_BJ, SEED)
         mean_J = self.group.sum(sums_J) / self._images
-        bins = {f"held_out/bin{j}": float(value) for j, value in enumerate(mean_J)}
-        return {"held_out/loss": float(mean_J.mean()), **bins}
+        parts = {f"held_out/bin{j}": float(value) for j, value in enumerate(mean_J)}
+        return {"held_out/loss": float(mean_J.mean()), **parts}
 
     def draw(self, path: Path) -> None:
         """Write the grid of seeds 0 ... samples-1 as a PNG (rank 0)."""

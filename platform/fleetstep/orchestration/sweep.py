@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetstep.config import SweepSpec
+from fleetstep.durable import write_json
 from fleetstep.evaluation.features import load_extractor
 from fleetstep.orchestration.cell_scores import (
     CellScore,
@@ -34,7 +35,6 @@ from fleetstep.orchestration.sweep_plan import (
 )
 from fleetstep.orchestration.sweep_worker import UnitSummary, build_worker
 from fleetstep.orchestration.units import Fault, no_fault, read_unit
-from fleetstep.training.durable import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,14 @@ from typing import Any
 
 from rich.table import Table
 
+from fleetstep import config
 from fleetstep.config import SweepSpec, resolve_secrets
 from fleetstep.orchestration import sweep as sweeping
 from fleetstep.orchestration.cell_scores import CellScore
+from fleetstep.orchestration.figures import keep_figures
 from fleetstep.orchestration.history import score_of
 from fleetstep.orchestration.pool import Notice
-from fleetstep.orchestration.run_folder import RunCard
+from fleetstep.orchestration.run_folder import RunCard, RunFolder
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.sweep import Listener, Progress, SweepResult
 from fleetstep.orchestration.sweep_plan import Cell, SweepPlan
@@ -64,8 +66,9 @@ class SweepPreview:
         )
 
     def text(self) -> str:
-        """The summary and every cell."""
-        return "\n".join([self.summary(), *(f"  {cell}" for cell in self.plan.cells)])
+        """The summary and every cell, after the resolved configuration."""
+        lines = [self.summary(), *(f"  {cell}" for cell in self.plan.cells)]
+        return f"{config.dump(self.spec)}---\n" + "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -101,8 +104,15 @@ def run_sweep(spec: SweepSpec, *, say: Say | None = None) -> SweepResult:
     listener = Listener(progress=_Throttled(say), notice=lambda notice: _tell(say, notice))
     with connect(spec.address):
         result = sweeping.sweep(spec, plan, listener=listener)
+    parents: dict[RunFolder, str | None] = {}
     for score in result.scores:
-        _record(tracker, score)
+        folder = RunFolder(score.cell.snapshot.path.parents[1])
+        if folder not in parents:
+            parents[folder] = _parent(tracker, folder, say)
+        _record(tracker, plan, score, parents[folder])
+    for folder, run_id in parents.items():
+        if run_id is not None:
+            keep_figures(tracker, run_id, folder.figures, say)
     return result
 
 
@@ -111,24 +121,53 @@ def tracking_uri(configured: str | None, storage: Path) -> str:
     return resolve_secrets(configured) if configured is not None else default_uri(storage)
 
 
-def _record(tracker: Tracker, score: CellScore) -> None:
+def _record(tracker: Tracker, plan: SweepPlan, score: CellScore, parent: str | None) -> None:
     cell = score.cell
-    # Runs with equal weights, such as two before their first step, share cells.
-    place = {"fleetstep.cell": cell.key, "fleetstep.run": cell.snapshot.run}
-    card = RunCard.beside(cell.snapshot.path)
+    measured = {
+        "samples": str(plan.samples),
+        "reference": plan.reference_of[cell].key,
+    }
+    place = {
+        "fleetstep.cell": cell.key,
+        # Runs with equal weights, such as two before their first step, share cells.
+        "fleetstep.run": cell.snapshot.run,
+        # More samples, or another reference, is another score of the same cell.
+        **{f"fleetstep.{key}": value for key, value in measured.items()},
+    }
     run_id = tracker.start_run(
         f"{cell.solver.label} nfe={cell.nfe} @ {cell.snapshot.images_seen}",
-        _params(cell),
+        _params(cell) | measured,
         tags={**place, "fleetstep.kind": "cell"},
-        parent_run_id=card.run_id
-        if card is not None and card.experiment == tracker.experiment
-        else None,
+        parent_run_id=parent,
         run_id=tracker.find_run(place),
     )
     with tracker.ending(run_id):
         tracker.log_dict(run_id, [record.to_dict() for record in score.records], "scores.json")
         metrics = {f"eval/{record.metric}": record.value for record in score.records}
+        # What publications call FID is the plain value.
+        metrics |= {
+            f"eval/{record.metric.removesuffix('.unbiased')}": record.raw
+            for record in score.records
+            if record.metric.startswith("fid")
+        }
         tracker.log_metrics(run_id, cell.snapshot.images_seen, metrics)
+
+
+def _parent(tracker: Tracker, folder: RunFolder, say: Say | None) -> str | None:
+    """The training run of a folder, if this tracker's experiment holds it.
+
+    A run nested under one that is not there would be found by nobody.
+    """
+    card = RunCard.read(folder.card)
+    if card is not None and card.experiment == tracker.experiment and tracker.has_run(card.run_id):
+        return card.run_id
+    if say is not None:
+        say(
+            f"  the training run of {folder.root} is not in experiment {tracker.experiment!r} of "
+            "this tracker, so its scores stand alone there and `compare` does not find them; "
+            "set tracking.uri and tracking.experiment as they were for training"
+        )
+    return None
 
 
 def _params(cell: Cell) -> dict[str, str]:

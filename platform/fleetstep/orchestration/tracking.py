@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from fleetstep.errors import TrackingError
+from fleetstep.addresses import redacted
+from fleetstep.errors import TrackingError, UnknownRunError
 from fleetstep.orchestration import tracking_store
 from fleetstep.orchestration.tracking_store import to_tracker_key
 
@@ -75,7 +76,9 @@ class Tracker:
             run_id: the run to go on with.
 
         Raises:
-            TrackingError: `run_id` is unknown or was deleted, or the tracker does not answer.
+            UnknownRunError: `run_id` is unknown or was deleted.
+            TrackingError: the tracker does not answer, or refuses the parameters; the run that was
+                made is then FAILED.
         """
         params = {to_tracker_key(key): _cut(text, _LONGEST_PARAM) for key, text in params.items()}
         tags = dict(tags or {})
@@ -93,8 +96,10 @@ class Tracker:
                 tags |= _resume_tag(run.data.params, run.data.tags, params)
                 params = {k: v for k, v in params.items() if k not in run.data.params}
                 self._client.update_run(run_id, status="RUNNING")
+            with self._failed_on_error(run_id):
+                # Of a new run they were set when it was made.
                 self._set_tags(run_id, tags)
-            self._log_params(run_id, params)
+                self._log_params(run_id, params)
         return run_id
 
     def finish(self, run_id: str, status: Status) -> None:
@@ -124,6 +129,16 @@ class Tracker:
                 _log.error("%s", refusal)
             raise
         self.finish(run_id, "FINISHED")
+
+    @contextlib.contextmanager
+    def _failed_on_error(self, run_id: str) -> Iterator[None]:
+        """A run whose start fails has no owner yet: nobody else would ever end it."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(TrackingError):
+                self.finish(run_id, "FAILED")
+            raise
 
     def log_metrics(self, run_id: str, images_seen: int, metrics: Mapping[str, float]) -> None:
         """Record values of the driver's own, such as scores; repeated points are dropped.
@@ -192,6 +207,15 @@ class Tracker:
             )
         return str(found[0].info.run_id) if found else None
 
+    def has_run(self, run_id: str) -> bool:
+        """Whether this experiment holds the run, and it is not deleted."""
+        with self._errors(f"look up run {run_id}"):
+            try:
+                run = self._existing(run_id)
+            except UnknownRunError:
+                return False
+        return bool(run.info.experiment_id == self.experiment_id)
+
     def _errors(self, doing: str) -> contextlib.AbstractContextManager[None]:
         return tracking_store.tracker_errors(self.uri, doing)
 
@@ -225,8 +249,8 @@ class Tracker:
                 raise
             run = None
         if run is None or run.info.lifecycle_stage != "active":
-            raise TrackingError(
-                f"run {run_id} cannot go on: the tracker at {tracking_store.redacted(self.uri)} "
+            raise UnknownRunError(
+                f"run {run_id} cannot go on: the tracker at {redacted(self.uri)} "
                 f"{'does not know it' if run is None else 'holds it as deleted'}",
                 "name the tracker that it was started with, or restore it in the MLflow UI",
             )

@@ -15,12 +15,12 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
+from fleetstep.addresses import ADVICE, SCHEMES, is_tracker, redacted
 from fleetstep.errors import FleetstepError, TrackingError
 
 _SQLITE = "sqlite:///"
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -48,14 +48,10 @@ def checked_uri(uri: str) -> str:
     Raises:
         TrackingError: not a database or server address, for example a plain folder.
     """
-    # The text before the first colon alone: the rest may hold a password.
-    scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri else ""
-    if scheme not in _SCHEMES and uri != "databricks":
+    if not is_tracker(uri):
         raise TrackingError(
-            f"`tracking.uri` must begin with one of {', '.join(_SCHEMES)}, got {redacted(uri)!r}",
-            "leave it out for an SQLite file beside the runs, or write "
-            "sqlite:////absolute/path.db or http://host:5000 (MLflow no longer keeps runs in "
-            "plain folders)",
+            f"`tracking.uri` must begin with one of {', '.join(SCHEMES)}, got {redacted(uri)!r}",
+            ADVICE,
         )
     path = sqlite_path(uri)
     return f"{_SQLITE}{path}" if path is not None else uri
@@ -64,23 +60,6 @@ def checked_uri(uri: str) -> str:
 def sqlite_path(uri: str) -> Path | None:
     """The file of an SQLite address, absolute; None for other addresses."""
     return Path(uri.removeprefix(_SQLITE)).resolve() if uri.startswith(_SQLITE) else None
-
-
-def redacted(text: str, uri: str | None = None) -> str:
-    """`text` without the password of `uri` (by default `text` itself is the address)."""
-    for secret in sorted(_secrets(text if uri is None else uri), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
-
-
-def _secrets(uri: str) -> set[str]:
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return set()
-    asked = [v for k, v in parse_qsl(parts.query) if "pass" in k.lower() or "token" in k.lower()]
-    raw = {*asked, parts.password or ""}
-    return (raw | {unquote(secret) for secret in raw} | {quote(secret) for secret in raw}) - {""}
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fleetstep.durable import sync
 from fleetstep.orchestration.sweep_plan import Unit
-from fleetstep.training.durable import sync
 
 Float32 = npt.NDArray[np.float32]
 

@@ -26,6 +26,9 @@ from fleetstep.reporting.wording import images_text
 DATASET = "dataset.fingerprint"
 """Tag (or param) that identifies the dataset's content."""
 
+# The batch size of the measurement is not among them: it changes nothing but speed.
+_HELD_OUT = ("data.heldout", "training.heldout.bins", "training.heldout.images")
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -102,6 +105,7 @@ class Comparison:
 
     Args:
         standings: baseline first, then the runs as they were given.
+        losses_compared: whether the held-out losses were measured in one way; `notes` say why not.
         sweeps: one a protocol, the headline first; empty where nothing was scored.
         config: (key, value of each standing's run or None) for every parameter that differs.
         refusals: why scores stand apart, in words.
@@ -110,6 +114,7 @@ class Comparison:
 
     baseline: str
     standings: tuple[Standing, ...]
+    losses_compared: bool
     sweeps: tuple[Sweep, ...]
     config: tuple[tuple[str, tuple[str | None, ...]], ...]
     refusals: tuple[str, ...]
@@ -152,8 +157,13 @@ def compare(records: Sequence[RunRecord], baseline: str) -> Comparison:
         )
         for run in runs
     )
-    notes = (*loss_notes, *_run_notes(runs, config), *_sweep_notes(sweeps))
-    return Comparison(name, standings, sweeps, config, refusals, notes)
+    notes = (
+        *loss_notes,
+        *_run_notes(runs, config),
+        *_sweep_notes(sweeps),
+        *_checkpoint_notes(runs, sweeps),
+    )
+    return Comparison(name, standings, not loss_notes, sweeps, config, refusals, notes)
 
 
 def config_differences(
@@ -266,16 +276,15 @@ def _time_to_quality(run: RunRecord, baseline: RunRecord) -> TimeToQuality | Non
 def _held_out_notes(
     runs: Sequence[RunRecord], config: Sequence[tuple[str, tuple[str | None, ...]]]
 ) -> tuple[str, ...]:
-    """Why held-out losses may not be compared: other images, or another grid of noise levels."""
+    """Why held-out losses may not be compared: other images, or other noise levels."""
     notes = []
     if len({run.tags.get(DATASET) or run.params.get(DATASET) for run in runs}) > 1:
         notes.append("The runs saw different datasets: their held-out losses are not compared.")
-    grid = [key for key, _ in config if key.startswith(("process.", "training.heldout."))]
-    if grid:
+    measure = [key for key, _ in config if key.startswith("process.") or key in _HELD_OUT]
+    if measure:
         notes.append(
-            f"The held-out measurement differs between the runs ({', '.join(grid)}): their "
-            "held-out losses are "
-            "not compared."
+            f"The held-out measurement differs between the runs ({', '.join(measure)}): their "
+            "held-out losses are not compared."
         )
     return tuple(notes)
 
@@ -312,4 +321,30 @@ def _sweep_notes(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
             notes.append(
                 f"The scores were made on more than one kind of {title} (see Environment)."
             )
+    return tuple(notes)
+
+
+def _checkpoint_notes(runs: Sequence[RunRecord], sweeps: Sequence[Sweep]) -> tuple[str, ...]:
+    """Which scores of a run stand behind the ones that are shown."""
+    notes = []
+    for run in runs:
+        shown = {score.images_seen for sweep in sweeps for score in sweep.of(run.name)}
+        hidden = len({score.images_seen for score in run.scores} - shown)
+        if hidden:
+            notes.append(
+                f"{hidden} earlier checkpoint{'s' if hidden > 1 else ''} of {run.name} "
+                f"{'were' if hidden > 1 else 'was'} scored and "
+                f"{'are' if hidden > 1 else 'is'} not shown here."
+            )
+        weights: dict[tuple[str, int], set[str]] = {}
+        for score in run.scores:
+            if score.images_seen in shown:
+                weights.setdefault((score.ema, score.images_seen), set()).add(score.checkpoint)
+        notes += [
+            f"Scores of {len(digests)} different checkpoints of {run.name} after "
+            f"{images_text(images)} (EMA {ema}) were given: of each cell the last one given is "
+            "shown."
+            for (ema, images), digests in weights.items()
+            if len(digests) > 1
+        ]
     return tuple(notes)

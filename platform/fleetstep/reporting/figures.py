@@ -50,7 +50,8 @@ def loss_figure(comparison: Comparison) -> Figure | None:
     scale, unit = _images_unit(max(curve.images_seen[-1] for *_, curve in curves))
     seconds, clock = _time_unit(max(curve.wall_s[-1] for *_, curve in curves))
     target = comparison.standings[0].final_loss
-    rules = (Rule("y", target, "baseline at its end"),) if target is not None else ()
+    compared = comparison.losses_compared
+    rules = (Rule("y", target, "baseline at its end"),) if compared and target is not None else ()
     by_images = Panel(
         "Against images seen",
         from_zero(f"images seen, {unit}", [curve.images_seen[-1] / scale for *_, curve in curves]),
@@ -85,6 +86,10 @@ def loss_figure(comparison: Comparison) -> Figure | None:
         "levels, EDM-weighted. "
         "It is comparable between strategies; training losses are not. Wall time compares only "
         "runs of one machine. Hollow marks: as good as the baseline at its end."
+        if compared
+        else "Denoising error of the averaged weights on held-out images, EDM-weighted. It was "
+        "not measured in the same way for all runs: the shape of each curve can be read, their "
+        "heights cannot be compared. Wall time compares only runs of one machine."
     )
     return Figure("loss", _loss_title(comparison.standings), caption, (by_images, by_wall))
 

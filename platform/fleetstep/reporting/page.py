@@ -51,12 +51,17 @@ _TITLES = {
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the page; an existing file is replaced.
+    """Write the page whole or not at all; an existing file is replaced.
 
     Raises:
         OSError: the file cannot be written.
     """
-    path.write_text(page(comparison), encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(page(comparison), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def page(comparison: Comparison) -> str:
@@ -284,12 +289,20 @@ def _sweep_row(sweep: Sweep, scores: tuple[Score | None, ...]) -> Markup:
         else element(
             "td",
             with_interval(score.value, score.low, score.high),
+            _raw(score),
             _paired(sweep.differences.get((score.run, cell))),
             class_="best" if score.value == lowest and len(present) > 1 else None,
         )
         for score in scores
     )
     return element("tr", element("th", cell.title, scope="row"), *columns)
+
+
+def _raw(score: Score) -> Markup:
+    """The plain value of a FID, which is what publications report."""
+    if not score.metric.startswith("fid"):
+        return join()
+    return element("small", f"raw {number(score.raw)}")
 
 
 def _paired(difference: Difference | None) -> Markup:

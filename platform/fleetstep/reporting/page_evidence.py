@@ -45,8 +45,7 @@ def samples_section(comparison: Comparison) -> Iterator[Section]:
         element("h2", "Samples at the same seeds"),
         element(
             "p",
-            "Place by place the grids start from the same latents and labels, so differences come "
-            "from the models alone.",
+            _grids_text(comparison),
             class_="quiet",
         ),
         element("div", *last, class_="grids"),
@@ -54,6 +53,18 @@ def samples_section(comparison: Comparison) -> Iterator[Section]:
         id="samples",
     )
     yield "samples", "Samples", content
+
+
+def _grids_text(comparison: Comparison) -> str:
+    """What differences between the grids may be put down to."""
+    differing = [key for key, _ in comparison.config if key.startswith("grid.")]
+    same = "Place by place the grids start from the same latents and labels"
+    if not differing:
+        return f"{same}, so differences come from the models alone."
+    return (
+        f"{same}, but they were not drawn in the same way ({', '.join(differing)}): differences "
+        "do not come from the models alone."
+    )
 
 
 def _pictures(run: RunRecord) -> tuple[Grid, ...]:

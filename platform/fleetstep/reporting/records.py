@@ -140,14 +140,14 @@ class Score:
     images_seen: int
     extractor_sha256: str
     reference_sha256: str
-    labels: str = ""
-    ema: str = ""
-    seeds: str = ""
+    labels: str
+    ema: str
+    seeds: str
+    preprocess: str
+    quantisation: str
     extractor: str = ""
     reference: str = ""
     reference_n: int = 0
-    preprocess: str = ""
-    quantisation: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, str] = field(default_factory=dict)
 
@@ -190,7 +190,7 @@ class Score:
             fields |= {name: float(record[name]) for name in _VALUES}
             return cls(
                 **fields,
-                seeds=_seeds(record.get("seeds", "")),
+                seeds=_seeds(record["seeds"]),
                 pseudo_values=tuple(float(value) for value in record["pseudo_values"]),
                 reference_n=int(record.get("reference_n", 0)),
                 versions=_texts(record.get("versions", {})),
@@ -219,15 +219,12 @@ _TEXTS = (
     "run",
     "extractor_sha256",
     "reference_sha256",
-)
-_OPTIONAL_TEXTS = (
     "labels",
     "ema",
-    "extractor",
-    "reference",
     "preprocess",
     "quantisation",
 )
+_OPTIONAL_TEXTS = ("extractor", "reference")
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,8 @@ ONE_SEED = (
 
 NOT_FID = "Not FID: not comparable with any published FID, nor across extractors or references."
 
+_UNBIASED = "bias removed by the jackknife; published FIDs are the raw value, shown as raw"
+
 
 def number(value: float, resolution: float | None = None) -> str:
     """A number to the digits that matter: two of `resolution` (an interval's half width), else
@@ -72,7 +74,8 @@ def ratio_text(ratio: float | None) -> str:
 def metric_text(protocol: Protocol) -> str:
     """The short name of a distance on axes and in tables: "FD (fs-rn20)"."""
     kind, _, rest = protocol.metric.partition("@")[0].partition(".")
-    extractor = rest.partition(".")[0]
+    # Of FID all that tells it from the published one is named.
+    extractor = rest.replace(".", ", ") if kind.startswith("fid") else rest.partition(".")[0]
     name = {"fd": "FD", "fd_z": "standardised FD"}.get(kind, kind.replace("fid", "FID"))
     return f"{name} ({extractor})" if extractor else name
 
@@ -80,11 +83,11 @@ def metric_text(protocol: Protocol) -> str:
 def metric_card(protocol: Protocol, extractor: str) -> str:
     """What the distance is, in the words that keep it from being mistaken for FID."""
     if protocol.metric.startswith("fid."):
-        return "Fréchet Inception distance."
+        return f"Fréchet Inception distance, {_UNBIASED}."
     if protocol.metric.startswith("fid"):
         return (
-            f"Fréchet Inception distance of only {protocol.n:,} images: not comparable with "
-            "figures published for 50,000."
+            f"Fréchet Inception distance of only {protocol.n:,} images, {_UNBIASED}; neither is "
+            "comparable with figures published for 50,000."
         )
     if protocol.metric.startswith("fd_z."):
         return "The standardised distance divides each feature by its reference deviation."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fleetstep.durable import entry_of, remove_folder, write_json, write_whole
 from fleetstep.errors import CheckpointError, NonFiniteError
 from fleetstep.training.checkpoint_format import (
     FORMAT,
@@ -21,7 +23,6 @@ from fleetstep.training.checkpoint_format import (
     RunFacts,
     open_checkpoint,
 )
-from fleetstep.training.durable import entry_of, remove_folder, write_json, write_whole
 from fleetstep.training.ema import EmaTracks
 from fleetstep.training.engine import Engine
 from fleetstep.training.partition import QUANTITIES
@@ -93,8 +94,9 @@ class CheckpointStore:
                 rank.
         """
         group, path = engine.group, self.root / f"step-{engine.steps:08d}"
-        (there, *_) = group.gather(self._prepare(path) if group.rank == 0 else None)
-        if there:
+        outcomes = group.gather(self._prepare(path) if group.rank == 0 else {"error": None})
+        _raise_first(outcomes, path)
+        if outcomes[0]["there"]:
             return open_checkpoint(path)
         outcome = self._write_part(path, engine, ema) | {"state": dict(state or {})}
         on_event("save:part-written")
@@ -107,8 +109,9 @@ class CheckpointStore:
                 lambda: _write_manifest(path, engine, ema, facts, images_seen, outcomes)
             )
         _raise_first(group.gather({"error": problem}), path)
-        if group.rank == 0:
-            self._prune(path)
+        # After the gather: nothing is dropped before every rank knows of the new checkpoint.
+        problem = _attempt(lambda: self._prune(path)) if group.rank == 0 else None
+        _raise_first(group.gather({"error": problem}), path)
         on_event("save:done")
         return open_checkpoint(path)
 
@@ -135,16 +138,21 @@ class CheckpointStore:
                         reader.read(f"ema.{track}", piece.name, piece.start, piece.numel)
                     )
 
-    def _prepare(self, path: Path) -> bool:
-        """Make an empty folder, unless a sound checkpoint is there: true."""
+    def _prepare(self, path: Path) -> dict[str, Any]:
+        """Make an empty folder, unless a sound checkpoint is there; the outcome says which, or
+        what went wrong.
+        """
         if path.exists():
-            try:
+            with contextlib.suppress(CheckpointError):
                 open_checkpoint(path, verify=True)
-                return True
-            except CheckpointError:
+                return {"error": None, "there": True}
+
+        def renew() -> None:
+            if path.exists():
                 remove_folder(path, MANIFEST)
-        path.mkdir(parents=True)
-        return False
+            path.mkdir(parents=True)
+
+        return {"error": _attempt(renew), "there": False}
 
     def _write_part(self, path: Path, engine: Engine, ema: EmaTracks) -> dict[str, Any]:
         """Write this rank's part; the outcome: shapes of its parameters, or what went wrong."""

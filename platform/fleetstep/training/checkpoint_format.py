@@ -21,8 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fleetstep.durable import damage_of
 from fleetstep.errors import CheckpointError
-from fleetstep.training.durable import damage_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -21,13 +21,12 @@ from fleetstep.data.prefetch import BatchSource, Prefetched, prefetched
 from fleetstep.diffusion.loss import DiffusionLoss, noise_at, noise_levels_at
 from fleetstep.diffusion.objective import Objective
 from fleetstep.errors import CheckpointError, NonFiniteError
-from fleetstep.spec import span_images
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
 from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
 from fleetstep.training.ema import EmaTracks
 from fleetstep.training.engine import Engine
 from fleetstep.training.snapshot import is_reported, mark_reported, snapshot_path, write_snapshot
-from fleetstep.training.spec import BatchPlan, TrainingSpec, learning_rate, total_steps
+from fleetstep.training.spec import BatchPlan, Saves, TrainingSpec, learning_rate, total_steps
 
 Draws = tuple[Tensor, Tensor]
 """(sigma_B float64, eps_BCHW float32) of a batch's stream positions."""
@@ -137,7 +136,7 @@ def train(job: Job, start: Checkpoint | None = None) -> Outcome:
     with _batches(job, images_seen, end) as batches:
         while True:
             stopping = images_seen < end and meter.asked_to_stop(images_seen)
-            saved = _save_if_due(job, images_seen, end, saved, meter, stopping)
+            saved = _save_if_due(job, images_seen, saved, meter, stopping)
             if images_seen >= end or stopping:
                 assert saved is not None  # both are reasons to save
                 return Outcome("stopped" if stopping else "finished", images_seen, saved)
@@ -218,25 +217,12 @@ def _not_finite(what: str, step: int, first: int, count: int) -> NonFiniteError:
     )
 
 
-def _due(every: int, images_seen: int, end: int, global_batch: int) -> bool:
-    """Whether a multiple of `every` was reached by the last batch, or the end."""
-    crossed = images_seen // every > (images_seen - global_batch) // every
-    return images_seen >= end or (images_seen > 0 and crossed)
-
-
 def _save_if_due(
-    job: Job, images_seen: int, end: int, saved: Checkpoint | None, meter: _Meter, stopping: bool
+    job: Job, images_seen: int, saved: Checkpoint | None, meter: _Meter, stopping: bool
 ) -> Checkpoint | None:
     """Checkpoint and snapshot (cut from a checkpoint) where they are due; the last checkpoint."""
-    training = job.training
-
-    def due(span: int | str) -> bool:
-        every = span_images(span, training.images)
-        return _due(every, images_seen, end, training.global_batch)
-
-    # Images 0: the untrained network, which every result is measured against.
-    snapshot = images_seen == 0 or due(training.snapshot_every)
-    if not (snapshot or stopping or due(training.checkpoint_every)):
+    due = Saves.of(job.training)
+    if not (stopping or due.checkpoint(images_seen)):
         return saved
     with meter.paused():
         if saved is None or saved.images_seen != images_seen:
@@ -249,7 +235,7 @@ def _save_if_due(
                 on_event=job.on_event,
             )
             job.callbacks.report(saved)
-        if snapshot:
+        if due.snapshot(images_seen):
             _snapshot(job, saved)
     return saved
 
@@ -259,7 +245,7 @@ def _snapshot(job: Job, checkpoint: Checkpoint) -> None:
     group = job.engine.group
     path = snapshot_path(job.snapshots, checkpoint.images_seen)
     answer: list[str] | str = ""
-    if group.rank == 0 and not is_reported(path):
+    if group.rank == 0 and not is_reported(path, checkpoint.facts.identity):
         try:
             write_snapshot(job.snapshots, checkpoint, on_event=job.on_event)
             answer = "written"

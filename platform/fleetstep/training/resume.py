@@ -9,6 +9,7 @@ from fleetstep.errors import ResumeError
 from fleetstep.training.checkpoint import CheckpointStore
 from fleetstep.training.checkpoint_format import Checkpoint, RunFacts, open_checkpoint
 from fleetstep.training.group import Group
+from fleetstep.training.snapshot import identity_of
 
 Resume = Literal["auto", "must", "never"]
 
@@ -41,6 +42,34 @@ def choose_start(
     if "error" in answer:
         raise ResumeError(*answer["error"])
     return None if answer["path"] is None else open_checkpoint(Path(answer["path"]))
+
+
+def check_leftovers(snapshots: Path, resume: Resume, facts: RunFacts) -> None:
+    """Refuse to start from nothing where another experiment left its snapshots: they would stay
+    and pass for this run's.
+
+    Args:
+        snapshots: the run's folder of snapshots.
+        resume: "never" refuses snapshots of this same experiment too.
+        facts: of the run about to start.
+
+    Raises:
+        ResumeError: such snapshots are there.
+    """
+    found = sorted(snapshots.glob("images-*"))
+    if resume == "never" and found:
+        raise ResumeError(
+            f"resume is never, but {snapshots} holds {len(found)} snapshot(s), "
+            f"the newest {found[-1].name}",
+            "choose another run name, or resume with auto",
+        )
+    for path in found:
+        if (identity := identity_of(path)) != facts.identity:
+            raise ResumeError(
+                f"the run starts from nothing, but {path} was made by another experiment "
+                f"(identity fingerprint): {identity}, this run has {facts.identity}",
+                "choose another run name, or remove the run's folder",
+            )
 
 
 def _choose(store: CheckpointStore, resume: Resume, facts: RunFacts) -> Checkpoint | None:

@@ -17,10 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fleetstep.errors import CheckpointError
-from fleetstep.training.checkpoint import OnEvent, no_event
-from fleetstep.training.checkpoint_format import Checkpoint, CheckpointReader
-from fleetstep.training.durable import (
+from fleetstep.durable import (
     damage_of,
     entry_of,
     remove_folder,
@@ -28,6 +25,9 @@ from fleetstep.training.durable import (
     write_json,
     write_whole,
 )
+from fleetstep.errors import CheckpointError
+from fleetstep.training.checkpoint import OnEvent, no_event
+from fleetstep.training.checkpoint_format import Checkpoint, CheckpointReader
 
 FORMAT = 1
 FACTS = "snapshot.json"
@@ -41,7 +41,8 @@ def snapshot_path(root: Path, images_seen: int) -> Path:
 
 
 def write_snapshot(root: Path, checkpoint: Checkpoint, *, on_event: OnEvent = no_event) -> Path:
-    """Write all tracks of a checkpoint; one process does this. A sound snapshot stays.
+    """Write all tracks of a checkpoint; one process does this. A sound snapshot of the same
+    experiment stays.
 
     Returns:
         its folder, which appears whole or not at all.
@@ -61,7 +62,7 @@ def write_snapshot(root: Path, checkpoint: Checkpoint, *, on_event: OnEvent = no
 
 def _write(root: Path, path: Path, checkpoint: Checkpoint, on_event: OnEvent) -> None:
     if path.exists():
-        if not damages_of(path):
+        if not damages_of(path) and identity_of(path) == checkpoint.facts.identity:
             return
         remove_folder(path, FACTS)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -108,6 +109,14 @@ def damages_of(path: Path) -> list[str]:
     return [damage for entry in entries if (damage := damage_of(path, entry)) is not None]
 
 
+def identity_of(path: Path) -> str | None:
+    """Identity of the experiment that wrote a snapshot, None if it does not say."""
+    try:
+        return str(json.loads((path / FACTS).read_text(encoding="utf-8"))["identity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_snapshot(path: Path, track: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The network's state dict (fp32, on the CPU) under one EMA track, and the snapshot's facts.
 
@@ -137,9 +146,9 @@ def read_snapshot(path: Path, track: str) -> tuple[dict[str, Tensor], dict[str, 
     return load_file(path / tracks[track]["file"]), facts
 
 
-def is_reported(path: Path) -> bool:
-    """Whether the snapshot callback has returned for this snapshot."""
-    return (path / REPORTED).exists()
+def is_reported(path: Path, identity: str) -> bool:
+    """Whether the snapshot callback has returned for this snapshot of that experiment."""
+    return (path / REPORTED).exists() and identity_of(path) == identity
 
 
 def mark_reported(path: Path) -> None:

@@ -45,7 +45,7 @@ class EmaSpec(Spec):
 class HeldOutSpec(Spec):
     """The denoising error of the EMA on images never trained on: comparable across strategies."""
 
-    bins: Annotated[PositiveInt, Field(description="Noise levels of the fixed grid.")] = 8
+    bins: Annotated[PositiveInt, Field(description="Equal shares of the process's noise law.")] = 8
     batch: Annotated[PositiveInt, Field(description="Images per network call.")] = 64
     images: Annotated[
         PositiveInt | None, Field(description="Held-out images used; null uses all of them.")
@@ -134,6 +134,51 @@ def batch_arithmetic(global_batch: int, workers: int, micro_batch: int | None) -
 def total_steps(images: int, global_batch: int) -> int:
     """Optimiser steps that see at least `images` images."""
     return -(-images // global_batch)
+
+
+@dataclass(frozen=True)
+class Saves:
+    """When a run saves, by images seen.
+
+    Attributes:
+        end: images of the whole run.
+        global_batch: images per optimiser step.
+        checkpoint_every, snapshot_every: images between them.
+    """
+
+    end: int
+    global_batch: int
+    checkpoint_every: int
+    snapshot_every: int
+
+    @classmethod
+    def of(cls, spec: TrainingSpec) -> Saves:
+        """The rule of a training section."""
+        return cls(
+            total_steps(spec.images, spec.global_batch) * spec.global_batch,
+            spec.global_batch,
+            span_images(spec.checkpoint_every, spec.images),
+            span_images(spec.snapshot_every, spec.images),
+        )
+
+    def snapshot(self, images_seen: int) -> bool:
+        """Whether a snapshot is due; the first is the untrained network, which every result is
+        measured against.
+        """
+        return images_seen == 0 or self._due(self.snapshot_every, images_seen)
+
+    def checkpoint(self, images_seen: int) -> bool:
+        """Whether a checkpoint is due; a snapshot is cut from one."""
+        return self.snapshot(images_seen) or self._due(self.checkpoint_every, images_seen)
+
+    def points(self) -> range:
+        """Images seen before the first step and after each one."""
+        return range(0, self.end + 1, self.global_batch)
+
+    def _due(self, every: int, images_seen: int) -> bool:
+        """Whether a multiple of `every` was reached by the last batch, or the end."""
+        crossed = images_seen // every > (images_seen - self.global_batch) // every
+        return images_seen >= self.end or (images_seen > 0 and crossed)
 
 
 def effective_stage(spec: TrainingSpec, workers: int) -> ZeroStage:

@@ -62,8 +62,7 @@ class MomentumInputScaling:
 def apply(
     spec: FdmSpec, objective: Objective, *, budget_images: int, global_batch: int
 ) -> Objective:
-    """Replace c_in, narrow D to the process's range, and add the warm-up unless it is None."""
-    low, high = objective.process.sigma_min, objective.process.sigma_max
+    """Replace c_in, and add the warm-up unless it is None."""
     scaled = dataclasses.replace(
         objective,
         coefficients=MomentumInputScaling(
@@ -71,12 +70,10 @@ def apply(
             spec.multiplier,
             spec.beta_min,
             spec.beta_d,
-            low,
-            high,
+            objective.process.sigma_min,
+            objective.process.sigma_max,
             spec.clamp_t,
         ),
-        sigma_min=low,
-        sigma_max=high,
     )
     if spec.warmup is None:
         return scaled
