@@ -35,3 +35,14 @@ class KillOnce:
         except FileExistsError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Several:
+    """Several interruptions of one run."""
+
+    parts: tuple[KillOnce, ...]
+
+    def __call__(self, name: str) -> None:
+        for part in self.parts:
+            part(name)

@@ -9,7 +9,7 @@ from pydantic import Field
 from fleetstep.spec import Spec
 
 RN20_NAME = "fs-rn20.multi112"
-RN20_SHA256 = "d2ea28cc5731229c8f1bb944ebe1558b07b95792f7d960f1a21660ccd8e1ebe7"
+RN20_SHA256 = "4dabd2d8bd113c438e2980ef1fe3af7fd76337ff0a17027b1eefacd6544304df"
 """The packaged weights; `weights/fs-rn20.json` says how they were trained."""
 
 INCEPTION_NAME = "inception.clean"
