@@ -364,6 +364,12 @@ def _check_tracking(parts: Parts) -> list[str]:
         address = resolve_secrets(uri)
     except ConfigError as error:
         return [f"tracking.uri: {problem}" for problem in error.problems]
+    written = SECRET.sub("", uri)
+    if redacted(written) != written:
+        return [
+            f"tracking.uri: {redacted(uri)!r} holds a secret in plain text, which the resolved "
+            "configuration and the tracker would keep; write it as ${env:NAME}"
+        ]
     if is_tracker(address):
         return []
     # As configured: the resolved one may be a secret as a whole.

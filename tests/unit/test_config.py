@@ -149,6 +149,12 @@ def test_secrets_are_resolved_late_and_only_where_allowed(edm, monkeypatch):
     assert "FS_NOT_SET" not in os.environ
 
 
+def test_a_secret_in_plain_text_is_refused_and_not_repeated(edm):
+    with pytest.raises(ConfigError, match="in plain text") as caught:
+        digits(*edm, "tracking.uri=postgresql://user:hunter2@host/db")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_flat_parameters_name_every_strategy(edm):
     flat = flatten(digits(*edm, preset="digits-edm-fdm-speed"))
     assert flat["strategies.0.kind"] == "fdm"
