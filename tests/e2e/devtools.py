@@ -34,9 +34,10 @@ FLAGS = (
 )
 
 _PIPES = "import os, sys; r, w = int(sys.argv[1]), int(sys.argv[2])\n" + (
-    # First far away, for r or w may themselves be 3 or 4.
-    "r, w = os.dup2(r, 63), os.dup2(w, 64); os.dup2(r, 3); os.dup2(w, 4)\n"
-    "os.closerange(5, 65); os.execvp(sys.argv[3], sys.argv[3:])"
+    # First beyond both, for either may itself be 3 or 4, or any number in a process that has many.
+    "far = max(r, w, 4) + 1; os.dup2(r, far); os.dup2(w, far + 1)\n"
+    "os.dup2(far, 3); os.dup2(far + 1, 4)\n"
+    "os.closerange(5, far + 2); os.execvp(sys.argv[3], sys.argv[3:])"
 )
 
 
