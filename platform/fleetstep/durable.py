@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary neighbour, then rename it to `path` once it is on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Let `write` fill a temporary neighbour, then rename it to `path` once it is on the disk.
+
+    The neighbour's name is its writer's own: of two writers of one file, neither renames what the
+    other has only begun.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write(temporary)
         sync(temporary)
@@ -36,12 +41,21 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str) -> None:
+    """Write text whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes whole or not at all."""
+
+    def fill(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_whole(path, fill)
 
 
 def sha256_of(path: Path) -> str:

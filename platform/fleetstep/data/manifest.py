@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from fleetstep.durable import write_text
 from fleetstep.errors import DataError
 from fleetstep.spec import Spec
 
@@ -216,10 +216,5 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write the manifest whole or not at all (temporary file, flush to disk, rename)."""
-    temporary = folder / f".{FILE_NAME}.partial"
-    with temporary.open("w") as file:
-        file.write(manifest.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / FILE_NAME)
+    """Write the manifest whole or not at all."""
+    write_text(folder / FILE_NAME, manifest.model_dump_json(indent=1) + "\n")

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from fleetstep.durable import write_bytes
 from fleetstep.errors import DataError, ExtractorError
 
 Float32 = npt.NDArray[np.float32]
@@ -164,15 +163,7 @@ class Moments:
         """
         header = {**(facts or {}), "format": FORMAT, "n": str(self.n), "digest": self.digest()}
         content = safetensors.numpy.save({"s_D": self.s_D, "s_DD": self.s_DD}, header)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Moments:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleetstep import errors
+from fleetstep.durable import write_json, write_text
 from fleetstep.errors import CheckpointError, FleetstepError
 
 
@@ -98,9 +98,7 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             self.stop_request.unlink(missing_ok=True)
             self.fatal.unlink(missing_ok=True)
-            temporary = self.config.with_name(f".{self.config.name}.{os.getpid()}")
-            temporary.write_text(resolved, encoding="utf-8")
-            temporary.replace(self.config)
+            write_text(self.config, resolved)
         except OSError as error:
             raise CheckpointError(
                 f"the run's folder {self.root} cannot be written: {error}",
@@ -139,6 +137,4 @@ class RunCard:
     def write(self, path: Path) -> None:
         """Write the card whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, asdict(self))

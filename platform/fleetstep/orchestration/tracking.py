@@ -169,11 +169,6 @@ class Tracker:
         with self._errors(f"keep {file} with run {run_id}"):
             self._client.log_text(run_id, text, file)
 
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Add or replace facts about the run."""
-        with self._errors(f"tag run {run_id}"):
-            self._set_tags(run_id, tags)
-
     def log_dataset(self, run_id: str, name: str, fingerprint: str, source: str) -> None:
         """Record what the run reads: the dataset's name, content fingerprint and path.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
+from fleetstep.durable import write_text
 from fleetstep.reporting import svg
 from fleetstep.reporting.answer import grounds, headline
 from fleetstep.reporting.charts import Figure
@@ -56,12 +57,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(page(comparison), encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page(comparison))
 
 
 def page(comparison: Comparison) -> str:

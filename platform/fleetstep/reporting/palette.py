@@ -1,13 +1,12 @@
 """Colours and markers of runs: told apart by both, whatever the reader's eyes or printer.
 
 Slot 0, the baseline, is a quiet grey; the challengers take the Okabe-Ito colours (Okabe and Ito
-2008, "Color Universal Design"), lightened for dark paper.
+2008, "Color Universal Design"). Their lighter twins for dark paper are in `assets/page.css`.
 """
 
 from __future__ import annotations
 
 LIGHT = ("#59636e", "#0072b2", "#d55e00", "#008a64", "#b0548a", "#8a6d00", "#2f8fc4")
-DARK = ("#a7b0bb", "#5cb8f0", "#ff8f45", "#3fd0a4", "#eba0cc", "#e3c34a", "#9bd3f5")
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "plus", "down")
 
 

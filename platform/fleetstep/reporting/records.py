@@ -25,8 +25,6 @@ weighted.
 HELD_OUT_BIN = "held_out/bin"
 """Metric-name prefix of the same error in each bin of the noise level, bin 0 = least noise."""
 
-THROUGHPUT = "train/images_per_s"
-
 
 @dataclass(frozen=True)
 class Curve:

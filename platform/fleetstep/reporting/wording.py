@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from fleetstep.reporting.records import Protocol
-from fleetstep.reporting.statistics import Difference, TimeToQuality
+from fleetstep.reporting.statistics import Difference
 
 ONE_SEED = (
     "One training seed each: the intervals cover the sampling of images only, not what another "
@@ -131,12 +131,3 @@ def chance_text(cells: int) -> str:
         f"Each cell is judged at 95 %: of {cells} true ties chance alone would mark "
         f"{0.05 * cells:.2g}."
     )
-
-
-def reached_text(quality: TimeToQuality | None) -> str:
-    """When a run was as good as the baseline at its end: "61.2 kimg (1.63×)" or "not reached"."""
-    if quality is None:
-        return "not compared"
-    if quality.run is None:
-        return "not reached"
-    return f"{images_text(quality.run.images)} ({ratio_text(quality.images_ratio)})"
