@@ -10,19 +10,21 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from fleetstep import rng
+from fleetstep.data.augmentation import Augmentation
 from fleetstep.data.batch import Batch
 from fleetstep.diffusion.objective import build_objective
-from fleetstep.diffusion.spec import EdmSpec, WarmupSpec
+from fleetstep.diffusion.spec import EdmSpec, ProcessSpec, StrategySpec, WarmupSpec
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
 from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
 from fleetstep.training.ema import EmaTracks
@@ -39,6 +41,7 @@ from fleetstep.training.spec import (
 )
 
 SHAPE = (1, 4, 4)
+EDM = EdmSpec()
 # Two compute threads on two busy cores stall each other for whole scheduler slices.
 torch.set_num_threads(1)
 FACTS = RunFacts(identity="identity-a", dataset="dataset-a", config={"name": "toy"})
@@ -56,11 +59,19 @@ class ToyNetwork(nn.Module):
         self.conv_out = nn.Conv2d(width, 1, 3, padding=1)
         self.register_buffer("frequencies", torch.tensor([1.0, 2.0]))
 
-    def forward(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        c_noise_B: Tensor,
+        labels_B: Tensor | None,
+        augment_BA: Tensor | None = None,
+    ) -> Tensor:
         angles = c_noise_B[:, None] * self.get_buffer("frequencies")
         e = self.noise(angles.sin().to(x_BCHW.dtype))
         if labels_B is not None:
-            e = e + self.label(labels_B)
+            e = e + self.label(labels_B.clamp(min=0)) * (labels_B >= 0)[:, None]
+        if augment_BA is not None:
+            e = e + augment_BA.mean(1, keepdim=True).to(e.dtype)
         h = self.conv_in(x_BCHW) + e[:, :, None, None]
         out: Tensor = self.conv_out(self.dropout(nn.functional.silu(h)))
         return out
@@ -115,6 +126,9 @@ def toy_job(
     log: Callable[[int, Mapping[str, float]], None] | None = None,
     on_event: OnEvent = no_event,
     dropout: float = 0.1,
+    process: ProcessSpec = EDM,
+    strategies: Sequence[StrategySpec] = (WarmupSpec(window="50%"),),
+    augment: float = 0.0,
     **changes: Any,
 ) -> Job:
     """Everything a run needs, in `root`."""
@@ -128,12 +142,13 @@ def toy_job(
         plan=plan,
         engine=engine,
         objective=build_objective(
-            EdmSpec(),
-            [WarmupSpec(window="50%")],
+            process,
+            strategies,
             budget_images=training.images,
             global_batch=training.global_batch,
         ),
         stream=ToyStream(),
+        augmentation=Augmentation(augment) if augment else None,
         ema=EmaTracks(
             training.ema,
             budget=training.images,
@@ -177,6 +192,18 @@ def save_again(source: Path, root: Path, kind: str) -> Checkpoint:
     return job.store.save(job.engine, job.ema, FACTS, images_seen=start.images_seen)
 
 
+def specs(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a job whose process and strategies are given as JSON."""
+    types: dict[str, TypeAdapter[Any]] = {
+        "process": TypeAdapter(ProcessSpec),
+        "strategies": TypeAdapter(list[StrategySpec]),
+    }
+    return {
+        key: types[key].validate_python(value) if key in types else value
+        for key, value in changes.items()
+    }
+
+
 def kill_at(event: str, occurrence: int) -> OnEvent:
     """An `OnEvent` that sends SIGKILL to this process at the n-th occurrence of `event`."""
     met = 0
@@ -209,7 +236,7 @@ def main(arguments: dict[str, Any]) -> None:
         event = no_event
         if spec.get("kill") and spec.get("kill_rank", 0) == rank:
             event = kill_at(*spec["kill"])
-        _, points = run(root, kind=spec["kind"], on_event=event, **spec.get("changes", {}))
+        _, points = run(root, kind=spec["kind"], on_event=event, **specs(spec.get("changes", {})))
         if rank == 0:
             (root / "points.json").write_text(json.dumps(points))
     if world > 1:

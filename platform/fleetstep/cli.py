@@ -32,8 +32,12 @@ data_app = typer.Typer(no_args_is_help=True, help="Pack and check datasets.")
 pack_app = typer.Typer(
     no_args_is_help=True, help="Pack images into WebDataset shards with a manifest."
 )
+import_app = typer.Typer(
+    no_args_is_help=True, help="Make snapshots of weights that other software wrote."
+)
 app.add_typer(data_app, name="data")
 data_app.add_typer(pack_app, name="pack")
+app.add_typer(import_app, name="import")
 
 
 class Resume(enum.StrEnum):
@@ -60,6 +64,13 @@ Flip = Annotated[
 Encoding = Annotated[
     Literal["npy", "png"],
     typer.Option("--encoding", help="npy reads about ten times faster, png takes less space."),
+]
+Imported = Annotated[Path, typer.Option("--out", help="Snapshot folder to make; must not exist.")]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Packed dataset that sweeps compare its samples with.", show_default=False
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -257,6 +268,64 @@ def verify_verb(
         raise typer.Exit(1)
 
 
+# --- import --------------------------------------------------------------------------------------
+
+
+@import_app.command("edm")
+def import_edm_verb(
+    source: Annotated[Path, typer.Argument(help="Network pickle of EDM or FDM.")],
+    out: Imported,
+    data: Reference = None,
+    json_: Json = False,
+) -> None:
+    """Import a network pickle of EDM or FDM (DDPM++, NCSN++) without running it.
+
+    [dim]Example: fleetstep import edm edm-cifar10-32x32-cond-vp.pkl --out runs/edm-cifar10[/dim]
+    """
+    from fleetstep.networks.foreign.edm import read_edm_pickle
+    from fleetstep.orchestration.importing import write_import
+
+    _say_imported(write_import(read_edm_pickle(source), source, out, data=data), json_)
+
+
+@import_app.command("dit")
+def import_dit_verb(
+    source: Annotated[Path, typer.Argument(help="State dict of a DiT: .pt or .safetensors.")],
+    out: Imported,
+    heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Attention heads of an unpublished size.", show_default=False),
+    ] = None,
+    data: Reference = None,
+    json_: Json = False,
+) -> None:
+    """Import the state dict of a DiT.
+
+    [dim]Example: fleetstep import dit DiT-XL-2-256x256.pt --out runs/dit-xl-2[/dim]
+    """
+    from fleetstep.networks.foreign.dit import read_dit
+    from fleetstep.orchestration.importing import write_import
+
+    _say_imported(write_import(read_dit(source, heads), source, out, data=data), json_)
+
+
+@import_app.command("diffusers")
+def import_diffusers_verb(
+    source: Annotated[Path, typer.Argument(help="Folder of a DDPM pipeline or a UNet2DModel.")],
+    out: Imported,
+    data: Reference = None,
+    json_: Json = False,
+) -> None:
+    """Import a diffusers folder with safetensors (needs the extra `hub`).
+
+    [dim]Example: fleetstep import diffusers ddpm-cifar10-32 --out runs/ddpm-cifar10[/dim]
+    """
+    from fleetstep.networks.foreign.diffusers_folder import read_diffusers
+    from fleetstep.orchestration.importing import write_import
+
+    _say_imported(write_import(read_diffusers(source), source, out, data=data), json_)
+
+
 # --- train, sample, sweep, compare, doctor -------------------------------------------------------
 
 
@@ -279,7 +348,7 @@ def train(
     """
     from fleetstep.config import Experiment, load
 
-    experiment = load(Experiment, preset, overrides or [])
+    experiment = load(Experiment, preset, overrides or [], data_required=not dry_run)
     from fleetstep.orchestration.preview import preview_training
 
     preview = preview_training(experiment)
@@ -306,6 +375,16 @@ def sample(
     seeds: Annotated[str, typer.Option(help="First and last seed, for example 0-63.")] = "0-63",
     ema: Annotated[str, typer.Option(help="EMA track.")] = "ema",
     labels: Annotated[str, typer.Option(help="random or balanced.")] = "balanced",
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Scale of classifier-free guidance, for example 1.5.", show_default=False
+        ),
+    ] = None,
+    guidance_channels: Annotated[
+        Literal["all", "first_three"],
+        typer.Option(help="Channels that are guided; DiT was released with first_three."),
+    ] = "all",
     npz: Annotated[
         Path | None, typer.Option(help="Also write the images and labels as arrays.")
     ] = None,
@@ -316,7 +395,7 @@ def sample(
     [dim]Example: fleetstep sample runs/digits-edm --solver dpmpp_2m --nfe 9 --seeds 0-99 --out
     grid.png[/dim]
     """
-    from fleetstep.orchestration.sample import sample_to_files
+    from fleetstep.orchestration.sample import parse_guidance, sample_to_files
 
     result = sample_to_files(
         source,
@@ -326,6 +405,7 @@ def sample(
         seeds=seeds,
         ema=ema,
         labels=labels,
+        guidance=parse_guidance(guidance, guidance_channels),
         npz=npz,
         say=None if json_ else print,
     )
@@ -452,6 +532,10 @@ def _say_packed(manifest: Any, out: Path, as_json: bool) -> None:
         return
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
     print(f"packed {manifest.name} into {out}: {listed} (fingerprint {manifest.fingerprint[:12]})")
+
+
+def _say_imported(written: Any, as_json: bool) -> None:
+    _print_json(written.as_dict()) if as_json else print(written.text())
 
 
 class _Bar:

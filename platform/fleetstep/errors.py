@@ -111,3 +111,11 @@ class ComparisonError(FleetstepError):
     """Two results cannot be compared, because they do not measure the same thing."""
 
     exit_code = 2
+
+
+class ForeignWeightsError(FleetstepError):
+    """A file of weights that other software wrote is refused: it is damaged, would run code, or
+    is not of a network that is known here.
+    """
+
+    exit_code = 2

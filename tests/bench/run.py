@@ -14,10 +14,8 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,44 +24,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 import torch
+from pairs import PAIRS, Ratio, interleaved
 from rich.console import Console
 from rich.table import Table
-
-PAIRS = 7
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Two ways of doing the same thing, in CPU seconds pair by pair, and what the ratio B / A
-    means.
-    """
-
-    claim: str
-    a: str
-    b: str
-    pairs: tuple[tuple[float, float], ...]
-
-    @property
-    def ratios(self) -> list[float]:
-        """B / A of each pair."""
-        return [b / a for a, b in self.pairs]
-
-
-def interleaved(
-    claim: str, a: str, run_a: Callable[[], Any], b: str, run_b: Callable[[], Any]
-) -> Ratio:
-    """Warm both up, then measure them in turn."""
-    run_a(), run_b()
-    return Ratio(
-        claim, a, b, tuple((cpu_seconds(run_a), cpu_seconds(run_b)) for _ in range(PAIRS))
-    )
-
-
-def cpu_seconds(run: Callable[[], Any]) -> float:
-    """CPU time of this process: waiting for a core that others use does not count."""
-    started = time.process_time()
-    run()
-    return time.process_time() - started
 
 
 def randomness() -> Ratio:
@@ -197,6 +160,18 @@ def _loss(
     return loss_of, objective.denoiser(network)
 
 
+def strategies() -> list[Ratio]:
+    """What each training strategy adds to a step."""
+    from strategies import strategies as measured
+
+    return measured()
+
+
+_MEASURES: tuple[Callable[[], Ratio | list[Ratio]], ...] = (
+    randomness, engine, stream, frechet, strategies,
+)  # fmt: skip
+
+
 def main() -> None:
     """Measure and print; exit 0 whatever the numbers are: a bench informs, it does not judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -212,12 +187,16 @@ def main() -> None:
     for heading in ("what", "A", "B", "median", "range"):
         table.add_column(heading)
     results = []
-    for measure in (randomness, engine, stream, frechet):
+    for measure in _MEASURES:
         print(f"measuring {measure.__name__} ...", file=sys.stderr, flush=True)
-        found = measure()
-        low, middle, high = min(found.ratios), statistics.median(found.ratios), max(found.ratios)
-        table.add_row(found.claim, found.a, found.b, f"{middle:.4g}", f"{low:.4g} - {high:.4g}")
-        results.append({"claim": found.claim, "a": found.a, "b": found.b, "pairs": found.pairs})
+        measured = measure()
+        for found in measured if isinstance(measured, list) else [measured]:
+            ratios = found.ratios
+            middle, span = statistics.median(ratios), f"{min(ratios):.4g} - {max(ratios):.4g}"
+            table.add_row(found.claim, found.a, found.b, f"{middle:.4g}", span)
+            results.append(
+                {"claim": found.claim, "a": found.a, "b": found.b, "pairs": found.pairs}
+            )
     Console(width=110).print(table)
     if options.save:
         facts = {

@@ -23,6 +23,22 @@ from fleetstep.training.checkpoint import CheckpointStore
 from fleetstep.training.checkpoint_format import Checkpoint, CheckpointReader
 from training_job import run, save_again
 
+STRATEGIES: dict[str, Any] = {
+    "uncertainty": {
+        "process": {"kind": "ddpm"},
+        "strategies": [{"kind": "ant_uw", "clusters": 4}],
+    },
+    "curriculum": {
+        "process": {"kind": "ddpm"},
+        "strategies": [{"kind": "tskdif_cur", "clusters": 5, "patience": 1}],
+    },
+    "pairs": {
+        "process": {"kind": "ddpm"},
+        "strategies": [{"kind": "speed", "reflected_pairs": True}],
+    },
+}
+"""Runs whose draws or weights need more than one sample at a time."""
+
 
 def two_workers(folder: Path, runs: Sequence[dict[str, Any]]) -> list[int]:
     """Run jobs on two processes; their exit codes."""
@@ -96,6 +112,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             on_two("unbroken"),
             on_two("plain1", changes={"dropout": 0.0}),
             on_two("half", changes={"images": 48}),
+            *(
+                on_two(name, changes={"dropout": 0.0, **settings})
+                for name, settings in STRATEGIES.items()
+            ),
             on_two("killed", kill=["save:part-written", 3], kill_rank=1),
         ],
     )
@@ -126,6 +146,20 @@ def test_resume_after_a_kill_is_exact(root: Path):
     assert resumed == {n: loss for n, loss in unbroken.items() if int(n) > 16}
     a, b = contents(latest(root / "unbroken")), contents(latest(root / "killed"))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategies_do_not_depend_on_the_number_of_workers(root: Path, tmp_path: Path, name: str):
+    """Losses agree to rounding, and what is learned of them is the same on both workers."""
+    _, alone = run(tmp_path, kind="1", dropout=0.0, **training_job.specs(STRATEGIES[name]))
+    both = {int(n): loss for n, loss in points_of(root / name).items()}
+    assert both == pytest.approx(alone, rel=1e-5)
+    ours, theirs = (latest(folder).states for folder in (tmp_path, root / name))
+    assert len(theirs) == 2
+    if "adaptive" in ours[0]:
+        assert theirs[0]["adaptive"] == theirs[1]["adaptive"]
+        for key, value in ours[0]["adaptive"].items():
+            assert theirs[0]["adaptive"][key] == pytest.approx(value, rel=1e-5)
 
 
 def test_each_worker_holds_half(root: Path):

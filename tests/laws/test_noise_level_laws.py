@@ -1,27 +1,45 @@
 """Noise levels follow the laws they claim, in closed form and as drawn."""
 
+import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from fleetstep.diffusion.change import inverse_density
 from fleetstep.diffusion.loss import noise_levels_at
-from fleetstep.diffusion.noise_levels import Asymmetric, LogNormal
+from fleetstep.diffusion.noise_levels import (
+    Asymmetric,
+    LogNormal,
+    UniformSteps,
+    WeightedSteps,
+    build_law,
+)
 from fleetstep.diffusion.objective import build_objective
+from fleetstep.diffusion.process import build_process
 from fleetstep.diffusion.spec import (
+    DdpmSpec,
     EdmSpec,
-    LogNormalLaw,
     MagnitudeThreshold,
     QuantileThreshold,
     SpeedSpec,
+    VeSpec,
+    VpSpec,
+    base_law,
     suppressed_mass,
 )
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "processes.json").read_text())[
+    "edm_lognormal"
+]
 
 NORMAL = NormalDist()
 MEAN, STD = -1.2, 1.2
@@ -47,21 +65,144 @@ class Uniform:
     def cdf(self, sigma_B):
         return sigma_B
 
-    def quantile_density(self, u_B):
-        return torch.ones_like(u_B)
+
+SCHEDULES = ("linear", "quadratic", "cosine")
+SMOOTH = {
+    "edm": EdmSpec(),
+    "edm narrow": EdmSpec(p_mean=0.3, p_std=0.4),
+    "vp": VpSpec(),
+    "vp 3x": VpSpec(beta_scale=3),
+    "ve": VeSpec(),
+}
+STEPPED = {schedule: DdpmSpec(schedule=schedule) for schedule in SCHEDULES}
+PROCESSES = SMOOTH | STEPPED
+every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+every_smooth_process = pytest.mark.parametrize("process", SMOOTH.values(), ids=SMOOTH)
 
 
-def test_the_torch_law_is_the_plain_python_law():
-    plain = LogNormalLaw(MEAN, STD)
+@every_process
+def test_the_torch_law_is_the_plain_python_law(process):
+    plain, law = base_law(process), build_law(process)
     u = grid(997)
     expected = torch.tensor([plain.icdf(value) for value in u.tolist()], dtype=torch.float64)
-    assert torch.allclose(BASE.icdf(u), expected, rtol=1e-12)
-    assert torch.allclose(
-        BASE.cdf(expected),
-        torch.tensor([plain.cdf(sigma) for sigma in expected.tolist()], dtype=torch.float64),
-        rtol=1e-12,
-    )
-    assert all(math.isclose(plain.tail(s), 1 - plain.cdf(s), abs_tol=1e-15) for s in (0.1, 1, 9))
+    assert torch.allclose(law.icdf(u), expected, rtol=1e-12, atol=0)
+    for sigma in (expected, expected * 1.01):
+        shares = torch.tensor([plain.cdf(value) for value in sigma.tolist()], dtype=torch.float64)
+        assert torch.allclose(law.cdf(sigma), shares, rtol=1e-12, atol=1e-15)
+        tails = torch.tensor([plain.tail(value) for value in sigma.tolist()], dtype=torch.float64)
+        assert torch.allclose(shares + tails, torch.ones_like(shares), rtol=1e-12)
+
+
+@pytest.mark.parametrize("process", [VpSpec(), VeSpec(), DdpmSpec()], ids=["vp", "ve", "ddpm"])
+def test_levels_outside_the_support_have_no_share(process):
+    plain, law = base_law(process), build_law(process)
+    outside = torch.tensor([1e-6, 1e6], dtype=torch.float64)
+    assert law.cdf(outside).tolist() == [plain.cdf(1e-6), plain.cdf(1e6)] == [0, 1]
+    assert (plain.tail(1e-6), plain.tail(1e6)) == (1, 0)
+
+
+@every_process
+def test_tails_keep_their_digits(process):
+    """Where 1 - cdf has none left: the share above the level of a last step or 1e-12."""
+    plain = base_law(process)
+    u = 1 - 2.0**-40
+    if process.kind == "ddpm":
+        assert plain.tail(plain.sigmas[-2]) == 1 / 1000
+    else:
+        assert plain.tail(plain.icdf(u)) == pytest.approx(2.0**-40, rel=1e-3)
+
+
+@every_smooth_process
+def test_cdf_undoes_icdf_on_every_process(process):
+    law = build_law(process)
+    u = torch.cat([torch.logspace(-9, -1, 200, dtype=torch.float64), grid(1000)])
+    sigma = law.icdf(u)
+    assert torch.allclose(law.cdf(sigma), u, rtol=1e-9, atol=1e-14)
+    assert torch.allclose(law.icdf(law.cdf(sigma)), sigma, rtol=1e-9)
+
+
+@every_smooth_process
+def test_the_inverse_density_is_the_slope_of_the_icdf(process):
+    law = build_law(process)
+    u, h = grid(500) * 0.98 + 0.01, 1e-6
+    slope = (law.icdf(u + h) - law.icdf(u - h)) / (2 * h)
+    assert torch.allclose(inverse_density(law, law.icdf(u)), slope, rtol=1e-6, atol=0)
+    point = u.clone().requires_grad_()
+    if process.kind != "edm":  # its normal quantile is not torch's
+        (exact,) = torch.autograd.grad(law.icdf(point).sum(), point)
+        assert torch.allclose(inverse_density(law, law.icdf(u)), exact, rtol=1e-12, atol=0)
+
+
+def test_edm_s_law_at_reference_levels():
+    for sigma, cdf in GOLDEN["cdf"].items():
+        level = torch.tensor([float(sigma)], dtype=torch.float64)
+        assert BASE.cdf(level).item() == pytest.approx(cdf, rel=1e-9)
+        density = 1 / inverse_density(BASE, level).item()
+        assert density == pytest.approx(GOLDEN["pdf"][sigma], rel=1e-9)
+
+
+@every_smooth_process
+def test_drawn_levels_pass_a_kolmogorov_smirnov_test(process):
+    """Against the papers' definitions: t, ln sigma uniform, or ln sigma normal."""
+    built = build_objective(process, [], budget_images=1, global_batch=1)
+    sigma = noise_levels_at(built, 3, 0, 20_000)
+    match process:
+        case EdmSpec():
+            sample, law = sigma.log(), stats.norm(process.p_mean, process.p_std)
+        case VpSpec():
+            b = (1 + sigma**2).log() / process.beta_scale
+            sample = ((0.1**2 + 2 * 19.9 * b).sqrt() - 0.1) / 19.9
+            law = stats.uniform(1e-5, 1 - 1e-5)
+        case VeSpec():
+            sample = sigma.log()
+            law = stats.uniform(math.log(0.02), math.log(100 / 0.02))
+    assert stats.kstest(sample.numpy(), law.cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("process", STEPPED.values(), ids=STEPPED)
+def test_drawn_steps_are_each_as_likely(process):
+    built = build_objective(process, [], budget_images=1, global_batch=1)
+    sigma = noise_levels_at(built, 3, 0, 20_000)
+    steps = {level: i for i, level in enumerate(build_process(process).sigmas)}
+    counts = np.bincount([steps[level] for level in sigma.tolist()], minlength=1000)
+    assert len(counts) == 1000
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("process", STEPPED.values(), ids=STEPPED)
+def test_step_i_is_drawn_for_a_thousandth_of_all_uniforms(process):
+    law = build_law(process)
+    u = grid(10_000)
+    steps = torch.searchsorted(law._table, law.icdf(u))
+    assert torch.equal(steps, torch.arange(1000).repeat_interleave(10))
+    assert torch.allclose(law.cdf(law._table), torch.arange(1, 1001).double() / 1000)
+    assert law.icdf(torch.tensor([2.0**-54, 1 - 2.0**-53], dtype=torch.float64)).tolist() == [
+        law.sigmas[0],
+        law.sigmas[-1],
+    ]
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=20).filter(lambda p: sum(p) > 0.01))
+def test_weighted_steps_are_drawn_by_their_weights(weights):
+    """Shares of a fine grid of uniforms, steps of probability 0 never; cdf is the running sum."""
+    pmf = tuple(w / math.fsum(weights) for w in weights)
+    sigmas = tuple(float(i + 1) for i in range(len(pmf)))
+    law = WeightedSteps(sigmas, pmf)
+    points = 20_000
+    drawn = law.icdf(grid(points)).long() - 1
+    shares = torch.bincount(drawn, minlength=len(pmf)).double() / points
+    exact = torch.tensor(pmf, dtype=torch.float64)
+    assert torch.allclose(shares, exact, rtol=0, atol=1.001 / points)
+    assert (shares[exact == 0] == 0).all()
+    assert torch.allclose(law.cdf(torch.tensor(sigmas).double()), exact.cumsum(0), atol=1e-12)
+    assert law.cdf(torch.tensor([0.5], dtype=torch.float64)).item() == 0
+
+
+def test_equal_weights_are_uniform_steps():
+    sigmas = build_process(DdpmSpec()).sigmas
+    u = grid(30_011)
+    weighted = WeightedSteps(sigmas, (1 / 1000,) * 1000)
+    assert torch.equal(weighted.icdf(u), UniformSteps(sigmas).icdf(u))
 
 
 @given(
@@ -75,14 +216,14 @@ def test_cdf_undoes_icdf(k, a, u, law):
 
 @given(k=st.floats(1, 100), a=st.floats(0.01, 0.99))
 def test_the_density_is_k_times_higher_below_the_threshold_and_sums_to_one(k, a):
-    """SpeeD, eq. 3, over any base law: read off the quantile densities of base and wrapper."""
+    """SpeeD, eq. 3, over any base law: the slope of the wrapper's cdf in quantiles of the base."""
     z = 1 + a * (k - 1)
     wrapped = Asymmetric(BASE, k, a)
-    v = grid(200)
+    v, h = grid(200), 1e-4
     v = v[(v - a).abs() > 1e-3]
-    ratio = BASE.quantile_density(v) / wrapped.quantile_density(wrapped.cdf(BASE.icdf(v)))
+    ratio = (wrapped.cdf(BASE.icdf(v + h)) - wrapped.cdf(BASE.icdf(v - h))) / (2 * h)
     expected = torch.full_like(v, k / z).where(v < a, 1 / z)
-    assert torch.allclose(ratio, expected, rtol=1e-9, atol=0)
+    assert torch.allclose(ratio, expected, rtol=1e-8, atol=1e-10)
     assert a * k / z + (1 - a) / z == pytest.approx(1)
 
 

@@ -69,7 +69,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(run: Run, digits_path: Pat
     assert code == 0
     assert "750 steps of 128 images" in text
     assert "2 worker(s) x 64 images x 1 accumulation" in text
-    assert "30.0 % of the base law's mass lies beyond the threshold" in text
+    assert "30.0 % of the law's mass lies beyond the threshold" in text
     assert "its share of the draws falls to 7.9 %" in text
     assert not (tmp_path / "runs").exists()
     code, text, _ = run("train", preset, *where, "--dry-run", "--json", "training.micro_batch=16")
@@ -90,7 +90,7 @@ def test_a_nearly_inert_threshold_and_a_ramp_longer_than_the_run_are_warned_of(
         "--dry-run",
     )
     assert code == 0
-    assert "0.67 % of the base law" in text
+    assert "0.67 % of the law" in text
     assert text.count("warning:") == 2
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fleetstep.config import Experiment, SweepSpec, dump, flatten, load, resolve_secrets
+from fleetstep.data.spec import DataSpec
 from fleetstep.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -211,3 +212,114 @@ def test_home_is_expanded_wherever_a_path_is_read(edm, monkeypatch, tmp_path, di
     assert experiment.storage == str(tmp_path / "runs")
     sweep = load(SweepSpec, None, ["runs=[~/runs/a]", "storage=~/runs"])
     assert (sweep.runs, sweep.storage) == ((f"{tmp_path}/runs/a",), f"{tmp_path}/runs")
+
+
+def test_a_dataset_other_than_expected_is_refused_with_numbers(edm):
+    fits = "data.expects={resolution: 8, channels: 1, classes: 10}"
+    assert digits(*edm, fits).identity("data") == digits(*edm).identity("data")
+    with pytest.raises(ConfigError) as caught:
+        digits(*edm, "data.expects={resolution: 32, channels: 3, classes: 10}")
+    assert "images of 3 x 32 x 32 in 10 classes" in str(caught.value)
+    assert "holds images of 1 x 8 x 8 in 10 classes" in str(caught.value)
+
+
+def test_a_published_number_decides_nothing_and_says_why_it_is_missing(edm):
+    number = "published=[{paper: FDM, where: Table 2, value: 1.79, images: 200000000, nfe: 35}]"
+    spec = digits(*edm, number)
+    assert spec.published[0].text == "FDM Table 2: FID 1.79 (200 Mimg, NFE 35)"
+    assert spec.identity("data") == digits(*edm).identity("data")
+    assert not any(key.startswith("published") for key in flatten(spec))
+    missing = "published=[{paper: SpeeD, where: Table 3, value: null, note: %s}]"
+    found = digits(*edm, missing % "not compared").published[0].text
+    assert found == "SpeeD Table 3: not published; not compared"
+    with pytest.raises(ConfigError, match="without a value needs a note"):
+        digits(*edm, missing % "''")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.augment=0.12",
+        "data.flip=false",
+        "training.label_dropout=0.1",
+        "process.p_mean=-1.0",
+        "process={kind: ve}",
+        "network.dropout=0.1",
+        "training.optimizer.kind=adamw",
+        "training.ema.ema.half_life=1000",
+    ],
+)
+def test_identity_holds_everything_that_decides_numbers(edm, override):
+    assert digits(*edm, override).identity("data") != digits(*edm).identity("data")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.compile=inductor", "training.activation_checkpointing=true", "grid.nfe=5"],
+)
+def test_identity_holds_nothing_else(edm, override):
+    assert digits(*edm, override).identity("data") == digits(*edm).identity("data")
+
+
+def test_augmentation_mirrors_by_itself():
+    assert [DataSpec(path="x", augment=0.1).mirrors(allowed) for allowed in (True, False)] == [
+        False,
+        False,
+    ]
+    assert DataSpec(path="x").mirrors(True)
+    assert DataSpec(path="x", augment=0.1, flip=True).mirrors(True)
+
+
+def test_a_network_that_cannot_be_told_of_augmentation_is_refused(edm):
+    with pytest.raises(ConfigError, match=r"data\.augment: 0\.12, but network kind dit cannot"):
+        digits(*edm, "network={kind: dit}", "data.augment=0.12")
+
+
+DDPM = "process={kind: ddpm}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["strategies=[{kind: speed, k: 0.5}]"], r"strategies\.0\.k = 0\.5: .*equal to 1"),
+        (["strategies=[{kind: speed, lam: 0.4}]"], r"strategies\.0\.lam = 0\.4: .*equal to 0\.5"),
+        (["strategies=[{kind: speed, lam: 5}]"], r"strategies\.0\.lam = 5: .*equal to 1"),
+        (
+            [DDPM, "strategies=[{kind: speed, threshold: {kind: steps, count: 0}}]"],
+            r"strategies\.0\.threshold\.count = 0: .*greater than 0",
+        ),
+        (
+            [DDPM, "strategies=[{kind: speed, threshold: {kind: steps, count: 1001}}]"],
+            r"tau = 1001, and tau must lie in 1 \.\. T = 1000",
+        ),
+        (["strategies=[{kind: fdm, multiplier: -1}]"], r"strategies\.0\.multiplier = -1: .*to 0"),
+        (
+            [
+                "process={kind: ve}",
+                "strategies=[{kind: speed, threshold: {kind: magnitude, r: 1e9}}]",
+            ],
+            r"r = 1e\+09 .*sigma = 3\.162e\+04, outside the support of the ve law",
+        ),
+        (
+            ["strategies=[{kind: speed, threshold: {kind: quantile, q: 1.5}}]"],
+            r"threshold\.q = 1\.5: .*less than 1",
+        ),
+        (
+            ["process={kind: ddpm, prediction: v}", "strategies=[{kind: p2}]"],
+            r"p2\) weighs the loss of an eps-prediction, and process\.prediction is v",
+        ),
+        (
+            [DDPM, "strategies=[{kind: ant_uw}]"],
+            r"an equal share of the global batch, and 128 is not divisible by 5: use .* 130",
+        ),
+    ],
+)
+def test_bad_input_is_refused_at_load_with_rule_and_value(edm, overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        digits(*edm, *overrides)
+
+
+def test_reconstructions_are_marked_in_the_tracker(edm):
+    flat = flatten(digits(*edm, DDPM, "strategies=[{kind: min_snr}, {kind: clts}]"))
+    assert flat["strategies.1.reconstruction"] == "true"
+    assert "strategies.0.reconstruction" not in flat

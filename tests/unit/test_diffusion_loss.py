@@ -1,6 +1,7 @@
 """Training loss, its keyed draws, and the held-out error."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,14 +18,30 @@ from fleetstep.diffusion.loss import (
     noise_levels_at,
 )
 from fleetstep.diffusion.objective import build_objective
-from fleetstep.diffusion.spec import EdmSpec, FdmSpec, QuantileThreshold, SpeedSpec
+from fleetstep.diffusion.precondition import coefficients_of
+from fleetstep.diffusion.spec import (
+    DdpmSpec,
+    EdmSpec,
+    FdmSpec,
+    Prediction,
+    QuantileThreshold,
+    SpeedSpec,
+    VeSpec,
+    VpSpec,
+    sigma_data_of,
+)
 
 SHAPE = (1, 4, 4)
 SPEED = SpeedSpec(threshold=QuantileThreshold(q=0.7))
 
 
-def objective(*strategies):
-    return build_objective(EdmSpec(), strategies, budget_images=1_000_000, global_batch=512)
+KINDS = (EdmSpec, VpSpec, VeSpec, DdpmSpec)
+
+
+def objective(*strategies, process=None):
+    return build_objective(
+        process or EdmSpec(), strategies, budget_images=1_000_000, global_batch=512
+    )
 
 
 def zero(x, c_noise, labels):
@@ -164,6 +181,7 @@ def test_held_out_errors_are_edm_weighted():
     x0, levels, sd = (0.25, -1.0, 0.5, 1.0), (0.3, 4.0), 0.5
     sums = held_out_errors(
         objective(FdmSpec(), SPEED).denoiser(lambda x, c_noise, labels: torch.ones_like(x)),
+        sd,
         torch.tensor(x0).view(1, 1, 2, 2),
         None,
         6,
@@ -191,7 +209,7 @@ def test_the_best_linear_denoiser_of_gaussian_data_has_held_out_error_one(strate
     built, count = objective(*strategies), 600
     x0 = 0.5 * noise_at(11, 0, count, SHAPE)
     levels = held_out_levels(built, 8, 5, 0, count)
-    sums = held_out_errors(built.denoiser(zero), x0, None, 0, levels, 5)
+    sums = held_out_errors(built.denoiser(zero), 0.5, x0, None, 0, levels, 5)
     assert sums.dtype == torch.float64
     # 9600 squared normals a level: standard error sqrt(2 / 9600) = 0.0144
     assert (sums / count - 1).abs().max().item() < 4 * 0.0144
@@ -204,7 +222,7 @@ def test_held_out_errors_add_over_batches_and_have_their_own_noise():
 
     def errors(first, end, seed=5, noise_of=0):
         levels = held_out_levels(built, 8, 5, first, end - first)
-        return held_out_errors(denoiser, x0[first:end], None, noise_of + first, levels, seed)
+        return held_out_errors(denoiser, 0.5, x0[first:end], None, noise_of + first, levels, seed)
 
     whole = errors(0, 20)
     assert torch.allclose(whole, sum(errors(*cut) for cut in ((0, 7), (7, 9), (9, 20))), rtol=1e-6)
@@ -217,5 +235,77 @@ def test_held_out_errors_leave_no_graph():
     built = objective()
     denoiser = built.denoiser(lambda x, c, labels: weight * x)
     levels = held_out_levels(built, 8, 5, 0, 2)
-    sums = held_out_errors(denoiser, torch.zeros(2, *SHAPE), None, 0, levels, 5)
+    sums = held_out_errors(denoiser, 0.5, torch.zeros(2, *SHAPE), None, 0, levels, 5)
     assert not sums.requires_grad
+
+
+def draws(built, count=256):
+    """Noise levels, clean images and noise of `count` stream positions."""
+    x0 = noise_at(2, 0, count, SHAPE).tanh()
+    return noise_levels_at(built, 1, 0, count), x0, noise_at(1, 0, count, SHAPE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+def test_the_loss_is_the_plain_error_of_what_the_network_predicts(kind, prediction):
+    """||F - target||^2 summed over an image (EDM's reduction), or its mean (DDPM's)."""
+    process = kind(prediction=prediction)
+    built = objective(process=process)
+    sigma, x0, eps = draws(built)
+    rows = sigma.view(-1, 1, 1, 1)
+    sd, s = sigma_data_of(process), 1 / (1 + rows**2).sqrt()
+    total = (rows**2 + sd**2).sqrt()
+    target = {
+        "eps": -eps if kind is VeSpec else eps,
+        "x0": x0,
+        "v": s * eps - s * rows * x0,
+        "F": (x0 - sd**2 / total**2 * (x0 + rows * eps)) * total / (rows * sd),
+    }[prediction]
+    answer = (0.6 * target + 0.3).float()
+    loss = DiffusionLoss(built)(built.denoiser(lambda *_: answer), x0, None, sigma, eps, 0)
+    square = (answer - target.double()).square()
+    expected = square.mean((1, 2, 3)) if kind is DdpmSpec else square.sum((1, 2, 3))
+    assert torch.allclose(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_errors_are_the_same_for_the_same_denoiser_of_any_prediction(kind):
+    """D = 0.4 x, said as eps, x0, v and F: one error, under EDM's weight with the process's sd."""
+    sums = []
+    for prediction in get_args(Prediction):
+        process = kind(prediction=prediction)
+        built = objective(process=process)
+        levels = held_out_levels(built, 4, 5, 0, 6)
+        x0 = noise_at(11, 0, 6, SHAPE)
+        calls = iter(levels.unbind(1))
+
+        def network(scaled, c_noise, labels, calls=calls, process=process):
+            c_skip, c_out, c_in, _ = coefficients_of(process)(next(calls))
+            factor = (0.4 - c_skip) / c_out / c_in
+            return factor.view(-1, 1, 1, 1) * scaled.double()
+
+        denoiser, sd = built.denoiser(network), sigma_data_of(process)
+        sums.append(held_out_errors(denoiser, sd, x0, None, 0, levels, 5))
+    for other in sums[1:]:
+        assert torch.allclose(sums[0], other, rtol=1e-6, atol=0)
+    noise = torch.from_numpy(rng.draw(5, "held-out-noise", 0, 24, SHAPE)).view(6, 4, *SHAPE)
+    rows = levels.view(6, 4, 1, 1, 1)
+    error = (0.4 * (x0.unsqueeze(1) + rows * noise) - x0.unsqueeze(1)).square().mean((2, 3, 4))
+    weight = (levels**2 + sd**2) / (levels * sd) ** 2
+    assert torch.allclose(sums[0], (weight * error).sum(0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_lowest_and_highest_level_cost_no_digits(kind):
+    """A linear network at both ends of the process's range, against float64 throughout."""
+    built = objective(process=kind())
+    low, high = built.process.sigma_min, built.process.sigma_max
+    sigma = torch.tensor([low, high], dtype=torch.float64)
+    x0, eps = noise_at(2, 0, 2, SHAPE).tanh(), noise_at(1, 0, 2, SHAPE)
+    answer = noise_at(3, 0, 2, SHAPE)
+    loss = DiffusionLoss(built)(built.denoiser(lambda *_: answer), x0, None, sigma, eps, 0)
+    c_skip, c_out, _, _ = (c.view(-1, 1, 1, 1) for c in built.coefficients(sigma))
+    x = x0.double() + sigma.view(-1, 1, 1, 1) * eps.double()
+    square = ((c_skip * x + c_out * answer.double() - x0) / c_out).square()
+    expected = square.mean((1, 2, 3)) if kind is DdpmSpec else square.sum((1, 2, 3))
+    assert torch.allclose(loss.double(), expected, rtol=1e-6, atol=0)

@@ -3,22 +3,29 @@
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from fleetstep.diffusion.objective import build_objective
-from fleetstep.diffusion.precondition import Denoiser, edm_coefficients
+from fleetstep.diffusion.precondition import Denoiser, coefficients_of
 from fleetstep.diffusion.process import build_process
-from fleetstep.diffusion.spec import EdmSpec, FdmSpec
-from fleetstep.diffusion.strategies.fdm import damped_mean
+from fleetstep.diffusion.spec import DdpmSpec, EdmSpec, FdmSpec, Prediction, VeSpec, VpSpec
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "processes.json").read_text())
 SD = 0.5
+KINDS = {"EDM": EdmSpec, "VP": VpSpec, "VE": VeSpec, "DDPM": DdpmSpec}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_prediction = pytest.mark.parametrize("prediction", get_args(Prediction))
 
 
 def f64(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def near(value, rel=1e-9):
+    return pytest.approx(value, rel=rel, abs=0)
 
 
 def objective(*strategies, process=None):
@@ -27,83 +34,120 @@ def objective(*strategies, process=None):
     )
 
 
-def fdm(**changes):
-    return objective(FdmSpec(**changes)).coefficients
-
-
-@pytest.mark.parametrize(
-    ("name", "strategies"), [("EDM", ()), ("EDM-FDM m=2", (FdmSpec(multiplier=2),))]
-)
-def test_reference_rows(name, strategies):
-    built = objective(*strategies)
+@pytest.mark.parametrize("name", GOLDEN["preconditioning"])
+def test_reference_rows(name):
+    """The coefficients and base weights of EDM and VE, and of all three under FDM with m = 2."""
+    strategies = (FdmSpec(multiplier=2),) if "FDM" in name else ()
+    built = objective(*strategies, process=KINDS[name[:3].rstrip("-")]())
     for sigma, row in GOLDEN["preconditioning"][name].items():
         level = f64(float(sigma))
         got = built.coefficients(level)._asdict() | {"weight_x0": built.base_weight(level)}
         for key, value in got.items():
             assert value.dtype == torch.float64
-            assert value.item() == pytest.approx(row[key], rel=1e-9)
+            assert value.item() == near(row[key])
+        if "t" in row:
+            assert built.process.t_of_sigma(level).item() == near(row["t"])
+        if strategies:
+            std = got["c_in"] * torch.hypot(level, f64(0.5))
+            assert std.item() == near(row["net_input_std_sigma_data_0.5"])
 
 
-def test_critical_damping_of_b():
-    for b, row in GOLDEN["fdm_mean_coefficient_of_B"].items():
-        assert damped_mean(f64(float(b))).item() == pytest.approx(row["mu"], rel=1e-9)
+def test_vp_is_ddpm_s_scaling_in_continuous_time():
+    """VP's own row: c_skip 1, c_out -sigma, c_in 1 / sqrt(1 + sigma^2), c_noise 999 t."""
+    for t, row in GOLDEN["vp_sigma_of_t"].items():
+        got = coefficients_of(VpSpec())(f64(row["sigma"]))
+        assert (got.c_skip.item(), got.c_out.item()) == (1, -row["sigma"])
+        assert got.c_in.item() == near(row["s"])
+        assert got.c_noise.item() == near(999 * float(t))
 
 
-def test_multiplier_one_is_the_mean_at_b_itself():
-    """At the top of EDM's range t' = 1, so c_in = mu(m B(1)) with B(1) = 10.05."""
-    assert fdm(multiplier=1)(f64(80)).c_in.item() == pytest.approx(11.05 * math.exp(-10.05))
-    assert fdm(multiplier=2)(f64(80)).c_in.item() == pytest.approx(
-        GOLDEN["fdm_mean_coefficient_of_B"]["20.1"]["mu"], rel=1e-9
+@pytest.mark.parametrize("schedule", ["linear", "quadratic", "cosine"])
+def test_ddpm_is_conditioned_on_the_step(schedule):
+    process = DdpmSpec(schedule=schedule)
+    for index, row in GOLDEN["ddpm_schedules_T1000"][schedule].items():
+        sigma = build_process(process).table[int(index)]
+        got = coefficients_of(process)(sigma.view(1))
+        assert got.c_noise.item() == int(index)
+        assert (got.c_skip.item(), got.c_out.item()) == (1, -sigma.item())
+        assert got.c_in.item() ** 2 == near(row["alpha_bar"])
+    between = build_process(process).sigma(f64(499.25))
+    assert coefficients_of(process)(between).c_noise.item() == near(499.25)
+
+
+def levels_of(process):
+    """Levels over a process's range; of DDPM, its steps."""
+    built = build_process(process)
+    if process.kind == "ddpm":
+        return built.table[::9]
+    return torch.logspace(
+        math.log10(built.sigma_min), math.log10(built.sigma_max), 112, dtype=torch.float64
     )
 
 
-@pytest.mark.parametrize("m", [1, 2])
-def test_input_std_of_fdm_peaks_where_the_reference_does(m):
-    peak = GOLDEN["fdm_network_input_std_peak"][f"EDM-FDM m={m}"]
-    sigma = torch.linspace(10, 40, 300_001, dtype=torch.float64)
-    std = fdm(multiplier=m)(sigma).c_in * (sigma**2 + SD**2).sqrt()
-    assert std.max().item() == pytest.approx(peak["peak_input_std"], rel=1e-9)
-    assert sigma[std.argmax()].item() == pytest.approx(peak["sigma_at_peak"], abs=1e-3)
-    top = fdm(multiplier=m)(f64(80)).c_in.item() * math.sqrt(80**2 + SD**2)
-    assert top == pytest.approx(peak["input_std_at_sigma_max"], rel=1e-9)
+def target(process, x0, eps, sigma):
+    """What the network is trained to say, from the definitions of the papers."""
+    s = 1 / (1 + sigma**2).sqrt()
+    match process.prediction:
+        case "eps":
+            # Song et al.'s VE network gives the score times sigma, which is -eps.
+            return -eps if process.kind == "ve" else eps
+        case "x0":
+            return x0
+        case "v":
+            return s * eps - s * sigma * x0
+        case "F":
+            sd = SD if process.kind == "edm" else 1.0
+            skip = sd**2 / (sigma**2 + sd**2) * (x0 + sigma * eps)
+            return (x0 - skip) / (sigma * sd / (sigma**2 + sd**2).sqrt())
+
+
+@every_kind
+@every_prediction
+def test_a_right_answer_of_any_prediction_is_the_clean_image(kind, prediction):
+    process = KINDS[kind](prediction=prediction)
+    sigma = levels_of(process)
+    rows = sigma.view(-1, 1)
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(len(sigma), 50, generator=generator).double() for _ in range(2))
+    c_skip, c_out, c_in, _ = (c.view(-1, 1) for c in coefficients_of(process)(sigma))
+    recovered = c_skip * (x0 + rows * eps) + c_out * target(process, x0, eps, rows)
+    # x = x0 + sigma eps keeps x0 up to sigma times the rounding of float64.
+    assert ((recovered - x0).abs() < 1e-14 * (1 + rows) * (1 + eps.abs())).all()
+    sd = SD if kind == "EDM" else 1.0
+    unit = torch.ones_like(rows) if kind == "VE" else c_in * torch.hypot(rows, f64(sd))
+    assert torch.allclose(unit, torch.ones_like(rows), rtol=1e-12)
+
+
+@every_kind
+@every_prediction
+def test_the_loss_of_what_is_predicted_is_unweighted(kind, prediction):
+    """W c_out^2 = 1, so w ||D - x0||^2 is ||F - target||^2 whatever F stands for."""
+    process = KINDS[kind](prediction=prediction)
+    sigma = levels_of(process)
+    product = (
+        objective(process=process).weight(sigma, 0) * coefficients_of(process)(sigma).c_out ** 2
+    )
+    assert torch.allclose(product, torch.ones_like(sigma), rtol=1e-12, atol=0)
+
+
+@every_kind
+@every_prediction
+def test_a_prediction_leaves_input_and_noise_condition(kind, prediction):
+    sigma = levels_of(KINDS[kind]())
+    own, other = (
+        coefficients_of(p)(sigma) for p in (KINDS[kind](), KINDS[kind](prediction=prediction))
+    )
+    assert torch.equal(own.c_in, other.c_in)
+    assert torch.equal(own.c_noise, other.c_noise)
 
 
 def test_edm_keeps_unit_variance_in_and_out():
     sigma = torch.logspace(-3, 3, 61, dtype=torch.float64)
-    c = edm_coefficients(SD)(sigma)
+    c = coefficients_of(EdmSpec(sigma_data=SD))(sigma)
     assert torch.allclose(c.c_in**2 * (sigma**2 + SD**2), torch.ones_like(sigma), rtol=1e-12)
     # Var[x0 - c_skip x] = c_out^2: what the network must say has unit variance.
     target = (1 - c.c_skip) ** 2 * SD**2 + c.c_skip**2 * sigma**2
     assert torch.allclose(c.c_out**2, target, rtol=1e-9)
-
-
-def test_without_friction_fdm_feeds_the_image_as_it_is():
-    sigma = torch.logspace(-3, 3, 61, dtype=torch.float64)
-    assert torch.equal(fdm(beta_min=0, beta_d=0)(sigma).c_in, torch.ones_like(sigma))
-    assert torch.equal(fdm(multiplier=0)(sigma).c_in, torch.ones_like(sigma))
-
-
-def test_levels_beyond_the_range_extrapolate_unless_clamped():
-    beyond = f64(160)  # t' = 2 (nearly): B = .2 + 4 * 9.95
-    assert fdm()(beyond).c_in.item() < 1e-14
-    assert torch.equal(fdm(clamp_t=True)(beyond).c_in, fdm()(f64(80)).c_in)
-    assert torch.equal(fdm(clamp_t=True)(f64(1e-4)).c_in, f64(1))
-    assert fdm()(f64(1e-4)).c_in.item() == pytest.approx(1, abs=1e-10)
-
-
-def test_fdm_s_clock_follows_the_process_s_range():
-    half = objective(FdmSpec(), process=EdmSpec(sigma_min=0.01, sigma_max=40))
-    assert half.coefficients(f64(40)).c_in.item() == pytest.approx(11.05 * math.exp(-10.05))
-
-
-def test_edm_process_derivatives_are_those_of_its_functions():
-    process = build_process(EdmSpec())
-    t = torch.logspace(-2, 1, 20, dtype=torch.float64).requires_grad_()
-    (slope,) = torch.autograd.grad(process.sigma(t).square().sum(), t)
-    assert torch.allclose(process.dsigma2_dt(t), slope)
-    assert torch.equal(process.t_of_sigma(process.sigma(t)), t)
-    assert torch.equal(process.scale(t), torch.ones_like(t))
-    assert torch.equal(process.dscale_dt(t), torch.zeros_like(t))
 
 
 class Recorder(torch.nn.Module):
@@ -168,7 +212,10 @@ def test_network_calls_are_counted():
 
 def test_a_module_is_registered_and_a_function_will_do():
     layer = torch.nn.Conv2d(1, 1, 1)
-    assert list(Denoiser(Recorder(), edm_coefficients(SD), 0, 1).parameters()) == []
+    assert (
+        list(Denoiser(Recorder(), coefficients_of(EdmSpec(sigma_data=SD)), 0, 1).parameters())
+        == []
+    )
 
     class Network(torch.nn.Module):
         def __init__(self):
@@ -183,3 +230,25 @@ def test_a_module_is_registered_and_a_function_will_do():
         "network.layer.weight",
         "network.layer.bias",
     ]
+
+
+def test_what_a_network_gives_beyond_the_image_comes_back_apart():
+    x = torch.randn(2, 3, 4, 4)
+    plain = objective().denoiser(lambda x, c, labels: 0.5 * x)
+    double = objective().denoiser(lambda x, c, labels: torch.cat([0.5 * x, x.square()], 1))
+    d, rest = double.with_rest(x, 0.7)
+    assert torch.equal(d, plain(x, 0.7))
+    assert torch.equal(d, double(x, 0.7))
+    scaled = coefficients_of(EdmSpec())(f64(0.7)).c_in.float() * x
+    assert torch.equal(rest, scaled.square())
+    assert plain.with_rest(x, 0.7)[1].shape == (2, 0, 4, 4)
+
+
+def test_augmentations_are_named_to_the_network_only_if_there_are_any():
+    seen = []
+    denoiser = objective().denoiser(lambda x, *conditions: seen.append(conditions) or x)
+    x, labels, augment = torch.zeros(2, 1, 2, 2), torch.tensor([0, -1]), torch.zeros(2, 9)
+    denoiser(x, 1.0, labels)
+    denoiser(x, 1.0, labels, augment)
+    assert [len(conditions) for conditions in seen] == [2, 3]
+    assert seen[1][2] is augment

@@ -6,12 +6,24 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fleetstep.diffusion.spec import (
+    AntUwSpec,
+    CltsSpec,
+    DdpmSpec,
     EdmSpec,
     FdmSpec,
+    LogitNormalSpec,
+    LogNormalSpec,
     MagnitudeThreshold,
+    MinSnrSpec,
+    P2Spec,
+    ProcessSpec,
     QuantileThreshold,
     SpeedSpec,
     StrategySpec,
+    TskDifCurSpec,
+    UniformSpec,
+    VeSpec,
+    VpSpec,
     WarmupSpec,
     check_strategies,
     nearly_inert,
@@ -48,6 +60,39 @@ def test_a_range_upside_down_is_refused_with_its_numbers():
         EdmSpec(sigma_min=80, sigma_max=0.002)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kind": "ddpm", "steps": 1},
+        {"kind": "ddpm", "schedule": "constant"},
+        {"kind": "ddpm", "prediction": "score"},
+        {"kind": "vp", "t_min": 0},
+        {"kind": "vp", "beta_min": 0},
+        {"kind": "vp", "beta_scale": -1},
+        {"kind": "edm", "learned_variance": True},
+        {"kind": "ve", "sigma_min": 100},
+        {"kind": "cold"},
+    ],
+)
+def test_impossible_processes_are_refused(bad):
+    with pytest.raises(ValidationError):
+        TypeAdapter(ProcessSpec).validate_python(bad)
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        VpSpec(beta_scale=2, prediction="v"),
+        VeSpec(sigma_max=50),
+        EdmSpec(p_mean=-0.4, prediction="x0"),
+        DdpmSpec(schedule="cosine", steps=10, learned_variance=True),
+    ],
+)
+def test_processes_survive_json(process):
+    adapter = TypeAdapter(ProcessSpec)
+    assert adapter.validate_json(adapter.dump_json(process)) == process
+
+
 def test_what_can_be_combined_is_not_complained_of():
     assert check_strategies(EDM, []) == []
     assert check_strategies(EDM, [FdmSpec(), SpeedSpec()]) == []
@@ -56,8 +101,8 @@ def test_what_can_be_combined_is_not_complained_of():
 
 def test_two_warm_ups_are_named_with_the_remedy():
     (problem,) = check_strategies(EDM, [SpeedSpec(), FdmSpec(), WarmupSpec()])
-    assert "strategies[1] (fdm) brings its own weight warm-up" in problem
-    assert "set strategies[1].warmup to null, or remove strategies[2]" in problem
+    assert "strategies[1] (fdm) and strategies[2] (warmup) both change the clamp" in problem
+    assert "set warmup: null in strategies[1], or remove one of them" in problem
 
 
 @pytest.mark.parametrize("spec", [FdmSpec(warmup=None), SpeedSpec(), WarmupSpec()])
@@ -70,8 +115,8 @@ def test_a_kind_that_is_new_is_refused_twice_too():
     class NewSpec(Spec):
         kind: Literal["new"] = "new"
 
-    (problem,) = check_strategies(EDM, [NewSpec(), FdmSpec(), NewSpec()])
-    assert problem.startswith("strategies[0] and strategies[2] are both new")
+    (problem,) = check_strategies(EDM, [NewSpec(), NewSpec()])
+    assert problem.startswith("strategies[0] and strategies[1] are both new")
 
 
 def test_all_conflicts_are_reported_together():
@@ -113,3 +158,50 @@ def test_a_nearly_inert_speed_says_so_with_the_mass_and_the_remedy():
 )
 def test_only_a_speed_that_hopes_to_act_is_warned_of(speed, inert):
     assert (nearly_inert(EDM, speed) is not None) == inert
+
+
+WRONG_PLACES = [
+    (DdpmSpec(), FdmSpec(), "is defined on vp, ve and edm, and the process is ddpm: use vp"),
+    (EDM, FdmSpec(time_map="process_time"), "VP's own time, which edm does not have: use linear"),
+    (VeSpec(), FdmSpec(kernel="additive"), "eps-prediction of vp, and the process is ve"),
+    (EDM, UniformSpec(), "a law of times in [0, 1], which edm does not have: use a ddpm or vp"),
+    (VeSpec(), LogitNormalSpec(), "which ve does not have: use a ddpm or vp process"),
+    (VpSpec(), CltsSpec(), "a law of DDPM's steps, and the process is vp: use ddpm"),
+    (EDM, LogNormalSpec(), "EDM's own law: set process.p_mean and process.p_std instead"),
+    (DdpmSpec(prediction="v"), P2Spec(), "process.prediction is v: use prediction eps (or F)"),
+]
+
+
+@pytest.mark.parametrize(("process", "spec", "message"), WRONG_PLACES)
+def test_a_strategy_in_the_wrong_place_is_told_where_it_belongs(process, spec, message):
+    (problem,) = check_strategies(process, [spec])
+    assert problem.startswith(f"strategies[0] ({spec.kind}) ")
+    assert message in problem
+
+
+def test_clusters_share_the_global_batch_without_a_remainder():
+    spec = AntUwSpec(clusters=5)
+    assert check_strategies(EDM, [spec], global_batch=510) == []
+    assert check_strategies(EDM, [spec]) == []
+    (problem,) = check_strategies(EDM, [spec], global_batch=512)
+    assert "512 is not divisible by 5: use global_batch 510" in problem
+    (problem,) = check_strategies(EDM, [spec], global_batch=2)
+    assert "use global_batch 5" in problem
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "piece"),
+    [
+        (P2Spec(), MinSnrSpec(), "the base weight"),
+        (UniformSpec(), CltsSpec(), "the law of noise levels"),
+        (CltsSpec(), SpeedSpec(), "a law that training wraps or moves"),
+        (TskDifCurSpec(), AntUwSpec(), "what is learned from the losses"),
+        (SpeedSpec(reflected_pairs=True), AntUwSpec(), "how draws are tied together"),
+    ],
+)
+def test_two_that_change_the_same_piece_are_named_in_either_order(first, second, piece):
+    for pair in ((first, second), (second, first)):
+        (problem,) = check_strategies(DdpmSpec(), pair)
+        assert f"strategies[0] ({pair[0].kind}) and strategies[1] ({pair[1].kind})" in problem
+        assert f"both change {piece}: " in problem
+        assert "remove one of them" in problem

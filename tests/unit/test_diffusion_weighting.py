@@ -1,4 +1,4 @@
-"""Loss weights: warm-up clamp, SpeeD's change-aware weights, and the order of composition."""
+"""Loss weights: the warm-up clamp, and the order in which strategies compose."""
 
 import json
 import math
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fleetstep.diffusion.change import inverse_density
 from fleetstep.diffusion.noise_levels import Asymmetric, LogNormal
 from fleetstep.diffusion.objective import build_objective
 from fleetstep.diffusion.spec import EdmSpec, FdmSpec, QuantileThreshold, SpeedSpec, WarmupSpec
-from fleetstep.diffusion.strategies.speed import ChangeAware, min_max_weight
 from fleetstep.diffusion.weighting import WarmupClamp
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training.json").read_text())
@@ -84,75 +84,6 @@ def test_fdm_s_warm_up_is_the_strategy_warm_up():
     assert objective(FdmSpec(warmup=None)).clamps == ()
 
 
-def d_psi_hat(i):
-    """The paper's rate of change at step i of DDPM's linear schedule (SpeeD, theorem 1)."""
-    steps, beta_0, delta = 1000, GOLDEN["speed_dPsi"]["beta_0"], GOLDEN["speed_dPsi"]["delta_beta"]
-    t = i + 1
-    return 2 * (beta_0 + delta * t / steps) * math.exp(-(beta_0 + delta * t / (2 * steps)) * t)
-
-
-@pytest.mark.parametrize("lam", [0.5, 0.6, 0.8, 1.0])
-def test_change_aware_weights_of_ddpm_are_the_paper_s(lam):
-    for i, value in GOLDEN["speed_dPsi"]["at"].items():
-        assert d_psi_hat(int(i)) == pytest.approx(value, rel=1e-9)
-    g = f64(*map(d_psi_hat, range(1000)))
-    weight = min_max_weight(g, g.min().item(), g.max().item(), lam)
-    for i, expected in GOLDEN["speed_change_aware"][f"lambda={lam}"].items():
-        assert weight[int(i)].item() == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_uniform_law_in_time_gives_the_paper_s_curve():
-    """Change per quantile of VP's law (uniform time) is DDPM's dPsi per step, up to a factor."""
-
-    class UniformTime:
-        """sigma^2 = exp(B(t)) - 1, B(t) = 0.08 t + 19.9 t^2 / 2 (SpeeD's beta_0 and delta)."""
-
-        beta_0, delta = 1000 * 8.01e-05, 1000 * 0.0199
-
-        def icdf(self, u):
-            return torch.expm1(self.beta_0 * u + self.delta * u**2 / 2).sqrt()
-
-        def quantile_density(self, u):
-            sigma = self.icdf(u)
-            return (self.beta_0 + self.delta * u) * (1 + sigma**2) / (2 * sigma)
-
-        def cdf(self, sigma):
-            b = torch.log1p(sigma**2)
-            return ((self.beta_0**2 + 2 * self.delta * b).sqrt() - self.beta_0) / self.delta
-
-    weight = ChangeAware.of(UniformTime(), sd_ref=1.0, lam=0.6)
-    for i, expected in GOLDEN["speed_change_aware"]["lambda=0.6"].items():
-        level = UniformTime().icdf(f64((int(i) + 1) / 1000))
-        # the paper measures its extremes on 1000 steps, we on 1024 quantiles
-        assert weight(level).item() == pytest.approx(expected, abs=2e-3)
-
-
-def test_lam_one_half_weighs_nothing():
-    sigma = torch.logspace(-4, 3, 100, dtype=torch.float64)
-    (multiplier,) = objective(SpeedSpec(lam=0.5)).multipliers
-    assert torch.equal(multiplier(sigma), torch.full_like(sigma, 0.5))
-
-
-def test_a_constant_change_weighs_one_half():
-    flat = torch.full((9,), 0.3, dtype=torch.float64)
-    rounding = flat * (1 + 1e-15 * torch.arange(9))
-    for g in (flat, rounding, torch.zeros_like(flat)):
-        assert torch.equal(min_max_weight(g, g.min(), g.max(), 0.8), torch.full_like(flat, 0.5))
-
-
-def test_weights_fill_their_range_and_no_more():
-    law = LogNormal(-1.2, 1.2)
-    weight = ChangeAware.of(law, 0.5, 0.8)
-    u = torch.linspace(1e-7, 1 - 1e-7, 50_001, dtype=torch.float64)
-    values = weight(law.icdf(u))
-    assert values.min().item() == pytest.approx(0.2, abs=1e-6)
-    assert values.max().item() == pytest.approx(0.8, abs=1e-6)
-    assert (values >= 0.2 - 1e-15).all()
-    assert (values <= 0.8 + 1e-15).all()
-    # beyond the outer quantiles, where the density vanishes, the weight is the one at the edge
-    assert weight(f64(1e-12, 1e12)).tolist() == weight(law.icdf(f64(1e-4, 1 - 1e-4))).tolist()
-
-
 def test_weights_are_measured_on_the_law_before_suppression():
     (with_sampling,) = objective(SpeedSpec(threshold=QUANTILE)).multipliers
     (without,) = objective(SpeedSpec(threshold=QUANTILE, sampling=False)).multipliers
@@ -192,23 +123,5 @@ def test_reference_law_figures():
     for sigma, cdf in GOLDEN["lognormal_cdf"].items():
         level = f64(float(sigma))
         assert law.cdf(level).item() == pytest.approx(cdf, rel=1e-9)
-        density = 1 / law.quantile_density(law.cdf(level)).item()
+        density = 1 / inverse_density(law, level).item()
         assert density == pytest.approx(GOLDEN["lognormal_pdf"][sigma], rel=1e-8)
-
-
-@pytest.mark.parametrize("case", GOLDEN["speed_P"], ids=str)
-def test_reference_step_probabilities(case):
-    """SpeeD's eq. 3 at every step, through the wrapper over a uniform law."""
-
-    class Uniform:
-        def cdf(self, level):
-            return level
-
-    k, tau = (int(part.split("=")[1]) for part in case.split(","))
-    law = Asymmetric(Uniform(), k, tau / 1000)
-    for i, expected in GOLDEN["speed_P"][case].items():
-        if i == "mass_t_ge_700":
-            assert 1 - law.cdf(f64(0.7)).item() == pytest.approx(expected, rel=1e-9)
-        else:
-            edges = f64(int(i) / 1000, (int(i) + 1) / 1000)
-            assert law.cdf(edges).diff().item() == pytest.approx(expected, rel=1e-9)

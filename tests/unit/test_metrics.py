@@ -32,7 +32,7 @@ def gaussian(rows: Float64):
 
 
 def clean_fid(a: Gaussian, b: Gaussian) -> float:
-    from fleetstep.evaluation.features import import_torchvision
+    from fleetstep.torchvision_door import import_torchvision
 
     import_torchvision()
     from cleanfid.fid import frechet_distance

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleetstep.data import augment, npy
+from fleetstep.data import flips, npy
 from fleetstep.data.manifest import load_manifest, make_manifest, save_manifest
 from fleetstep.data.pack import pack_digits, pack_npz
 from fleetstep.data.shards import ShardReader, decode, encode
@@ -90,7 +90,7 @@ class TestFlips:
         stream = opened(flippable)
         batch = stream.batch(0, 900)
         mirrored = batch.images[:, 0, 0, 0] > 0
-        np.testing.assert_array_equal(mirrored, augment.flip_mask(0, 0, 900))
+        np.testing.assert_array_equal(mirrored, flips.flip_mask(0, 0, 900))
         assert 400 < mirrored.sum() < 500
         plain = opened(flippable, flip=False).batch(0, 900).images
         np.testing.assert_array_equal(batch.images[mirrored], plain[mirrored, :, :, ::-1])
@@ -108,7 +108,7 @@ class TestFlips:
             batch.images.max(axis=(1, 2, 3))
             for batch in (stream.batch(e * 90, 90) for e in range(8))
         ]
-        masks = [augment.flip_mask(0, e * 90, 90) for e in range(8)]
+        masks = [flips.flip_mask(0, e * 90, 90) for e in range(8)]
         of_one = [mask[b == bright[0][0]][0] for mask, b in zip(masks, bright, strict=True)]
         assert 0 < sum(of_one) < 8
 

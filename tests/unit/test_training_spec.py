@@ -5,11 +5,13 @@ from pydantic import ValidationError
 
 from fleetstep.training.spec import (
     BatchPlan,
+    EmaSpec,
     Saves,
     TrainingSpec,
     batch_arithmetic,
     check_training,
     effective_stage,
+    ema_beta,
     total_steps,
 )
 
@@ -85,6 +87,9 @@ def test_problems_are_all_reported():
         {"log_every": 0},
         {"keep_checkpoints": 0},
         {"lr_rampp": 1},
+        {"label_dropout": -0.1},
+        {"label_dropout": 1.1},
+        {"compile": "nvfuser"},
     ],
 )
 def test_impossible_values_are_refused(changes: dict[str, object]):
@@ -92,8 +97,33 @@ def test_impossible_values_are_refused(changes: dict[str, object]):
         spec(**changes)
 
 
-def test_saves_are_counted_as_the_loop_makes_them():
+@pytest.mark.parametrize("checkpoint", [1, 63, 64, 100, 300, "30%", 2000])
+@pytest.mark.parametrize("snapshot", [50, 65, "50%"])
+def test_saves_are_counted_as_the_loop_makes_them(checkpoint: int | str, snapshot: int | str):
     # 16 steps of 64: spans that are no multiple of the batch, and an end that is of neither.
+    saves = Saves.of(spec(checkpoint_every=checkpoint, snapshot_every=snapshot))
+    points = range(0, 1025, 64)
+    assert saves.snapshots() == {n for n in points if saves.snapshot(n)}
+    assert saves.checkpoints() == {n for n in points if saves.checkpoint(n)}
+
+
+def test_saves_are_at_the_first_step_that_reaches_a_multiple():
     saves = Saves.of(spec(checkpoint_every=300, snapshot_every="50%"))
-    assert [n for n in saves.points() if saves.snapshot(n)] == [0, 512, 1000 // 64 * 64 + 64]
-    assert [n for n in saves.points() if saves.checkpoint(n)] == [0, 320, 512, 640, 960, 1024]
+    assert sorted(saves.snapshots()) == [0, 512, 1024]
+    assert sorted(saves.checkpoints()) == [0, 320, 512, 640, 960, 1024]
+
+
+def test_a_constant_decay_is_a_half_life_without_a_ramp():
+    # DiT's 0.9999 a step of 256 images: ln 2 / -ln 0.9999 * 256 = 1774368.06.
+    track = EmaSpec(half_life=1_774_368, ramp_ratio=None)
+    for images_seen in (0, 256, 25_600_000):
+        assert ema_beta(track, 25_600_000, images_seen, 256) == pytest.approx(0.9999, rel=1e-9)
+
+
+def test_how_a_network_is_computed_is_off_by_default():
+    plain = spec()
+    assert (plain.label_dropout, plain.activation_checkpointing, plain.compile) == (
+        0,
+        False,
+        "off",
+    )

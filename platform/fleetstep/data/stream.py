@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fleetstep.data import augment
+from fleetstep.data import flips
 from fleetstep.data.batch import Batch
 from fleetstep.data.manifest import ShardEntry, load_manifest
 from fleetstep.data.order import Order
@@ -60,7 +60,7 @@ class Stream:
         self._readers: dict[str, ShardReader] = {}
         sizes = [shard.samples for shard in self._entries(data.split)]
         self.order = Order(sizes, seed, data.window)
-        self.flip = self.manifest.flip_allowed if data.flip is None else data.flip
+        self.flip = data.mirrors(self.manifest.flip_allowed)
         if self.flip and not self.manifest.flip_allowed:
             raise DataError(
                 f"data.flip is true, but the manifest of {self.manifest.name} says that mirrored "
@@ -96,7 +96,7 @@ class Stream:
         """
         images, labels = self._reader(self._data.split).read(self.order.ids(first, count))
         if self.flip:
-            images = augment.flipped(images, augment.flip_mask(self._seed, first, count))
+            images = flips.flipped(images, flips.flip_mask(self._seed, first, count))
         return Batch(images, labels, first)
 
     def heldout(self) -> Batch:

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fleetstep import rng
+from fleetstep.diffusion.process import Vp, build_process
+from fleetstep.diffusion.spec import (
+    DdpmSpec,
+    EdmSpec,
+    ProcessSpec,
+    VeSpec,
+    VpSpec,
+    ddpm_sigmas,
+)
 
 
 class NoiseLevels(Protocol):
@@ -22,10 +32,7 @@ class NoiseLevels(Protocol):
         """The noise level sigma_B > 0 below which a share u_B in (0, 1) of the law lies."""
 
     def cdf(self, sigma_B: Tensor) -> Tensor:
-        """The share of the law at or below sigma_B: inverse of `icdf`."""
-
-    def quantile_density(self, u_B: Tensor) -> Tensor:
-        """d icdf / du at u_B: one over the probability density at that level."""
+        """The share of the law at or below sigma_B: inverse of `icdf` if the law is continuous."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +55,109 @@ class LogNormal:
         share_B: Tensor = torch.special.ndtr((sigma_B.log() - self.mean) / self.std)
         return share_B
 
-    def quantile_density(self, u_B: Tensor) -> Tensor:
-        """Std sigma / phi(z(u))."""
-        z_B = _normal_icdf(u_B)
-        inverse_phi_B = math.sqrt(2 * math.pi) * torch.exp(z_B.square() / 2)
-        return self.std * torch.exp(self.mean + self.std * z_B) * inverse_phi_B
-
 
 def _normal_icdf(u_B: Tensor) -> Tensor:
     """z(u_B) on the device of u_B, by way of the CPU."""
     return torch.from_numpy(rng.normal_icdf(u_B.cpu().numpy())).to(u_B.device)
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """VP's: t uniform on (t_min, 1] (Song et al. 2021)."""
+
+    process: Vp
+
+    def icdf(self, u_B: Tensor) -> Tensor:
+        """sigma(t_min + u (1 - t_min))."""
+        return self.process.sigma(self._time(u_B))
+
+    def cdf(self, sigma_B: Tensor) -> Tensor:
+        """(t(sigma) - t_min) / (1 - t_min), within [0, 1]."""
+        t_min = self.process.t_min
+        return ((self.process.t_of_sigma(sigma_B) - t_min) / (1 - t_min)).clamp(0, 1)
+
+    def _time(self, u_B: Tensor) -> Tensor:
+        return self.process.t_min + u_B * (1 - self.process.t_min)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """VE's: ln sigma uniform on [ln sigma_min, ln sigma_max] (Song et al. 2021)."""
+
+    sigma_min: float
+    sigma_max: float
+
+    @property
+    def _width(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def icdf(self, u_B: Tensor) -> Tensor:
+        """sigma_min (sigma_max / sigma_min)^u."""
+        return self.sigma_min * torch.exp(u_B * self._width)
+
+    def cdf(self, sigma_B: Tensor) -> Tensor:
+        """Share of the logarithmic range, within [0, 1]."""
+        return ((sigma_B / self.sigma_min).log() / self._width).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class UniformSteps:
+    """DDPM's: every one of T steps as likely (Ho et al. 2020).
+
+    Args:
+        sigmas: the levels of the steps, ascending.
+    """
+
+    sigmas: tuple[float, ...]
+
+    def icdf(self, u_B: Tensor) -> Tensor:
+        """The level of step floor(u T)."""
+        steps = len(self.sigmas)
+        index_B = (u_B * steps).long().clamp(max=steps - 1)
+        return self._table.to(u_B.device)[index_B]
+
+    def cdf(self, sigma_B: Tensor) -> Tensor:
+        """Share of the steps at or below sigma."""
+        table = self._table.to(sigma_B.device)
+        return torch.searchsorted(table, sigma_B, right=True).double() / len(self.sigmas)
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self.sigmas, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class WeightedSteps:
+    """DDPM's steps, step i with probability pmf[i].
+
+    Args:
+        sigmas: the levels of the steps, ascending.
+        pmf: their probabilities, which sum to 1.
+    """
+
+    sigmas: tuple[float, ...]
+    pmf: tuple[float, ...]
+
+    def icdf(self, u_B: Tensor) -> Tensor:
+        """The level of the first step whose cumulative probability exceeds u."""
+        index_B = torch.searchsorted(self._cumulative.to(u_B.device), u_B, right=True)
+        return self._table.to(u_B.device)[index_B.clamp(max=len(self.sigmas) - 1)]
+
+    def cdf(self, sigma_B: Tensor) -> Tensor:
+        """Probability of the steps at or below sigma."""
+        count_B = torch.searchsorted(self._table.to(sigma_B.device), sigma_B, right=True)
+        padded = torch.cat([self._cumulative.new_zeros(1), self._cumulative])
+        return padded.to(sigma_B.device)[count_B]
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self.sigmas, dtype=torch.float64)
+
+    @cached_property
+    def _cumulative(self) -> Tensor:
+        cumulative = torch.tensor(self.pmf, dtype=torch.float64).cumsum(0)
+        # Rounding leaves the sum of a thousand shares off 1 by some 1e-16.
+        return cumulative / cumulative[-1]
 
 
 @dataclass(frozen=True)
@@ -66,12 +166,12 @@ class Asymmetric:
 
     With Z = 1 + a (k-1), the density is k/Z times the base's below the threshold and 1/Z times
     above it. The map from our quantile u to the base's is linear on both sides of q = k a / Z, so
-    one wrapper serves every base law.
+    one wrapper serves every base law, discrete ones too.
 
     Args:
         base: the law that is wrapped.
         k: ratio of the two densities, >= 1.
-        a: threshold as a quantile of the base law, in (0, 1).
+        a: threshold as a quantile of the base law, in (0, 1].
     """
 
     base: NoiseLevels
@@ -86,20 +186,28 @@ class Asymmetric:
     def _q(self) -> float:
         return self.k * self.a / self._z
 
-    def _base_quantile(self, u_B: Tensor) -> Tensor:
-        # 1 - (1-u) Z, not a + (u-q) Z: the latter can round to 1, whose noise level is infinite.
-        return torch.where(u_B < self._q, u_B * (self._z / self.k), 1 - (1 - u_B) * self._z)
-
     def icdf(self, u_B: Tensor) -> Tensor:
         """The base's level at the quantile that u stands for."""
-        return self.base.icdf(self._base_quantile(u_B))
+        # 1 - (1-u) Z, not a + (u-q) Z: the latter can round to 1, whose noise level is infinite.
+        v_B = torch.where(u_B < self._q, u_B * (self._z / self.k), 1 - (1 - u_B) * self._z)
+        return self.base.icdf(v_B)
 
     def cdf(self, sigma_B: Tensor) -> Tensor:
         """The base's cumulative probability, stretched below and shrunk above the threshold."""
         v_B = self.base.cdf(sigma_B)
         return torch.where(v_B < self.a, v_B * (self.k / self._z), 1 - (1 - v_B) / self._z)
 
-    def quantile_density(self, u_B: Tensor) -> Tensor:
-        """The base's, times the slope of the map between quantiles."""
-        slope_B = torch.full_like(u_B, self._z / self.k).where(u_B < self._q, self._z)
-        return self.base.quantile_density(self._base_quantile(u_B)) * slope_B
+
+def build_law(process: ProcessSpec) -> NoiseLevels:
+    """The process's own law of training noise levels."""
+    match process:
+        case VpSpec():
+            built = build_process(process)
+            assert isinstance(built, Vp)
+            return UniformTime(built)
+        case VeSpec():
+            return LogUniform(process.sigma_min, process.sigma_max)
+        case EdmSpec():
+            return LogNormal(process.p_mean, process.p_std)
+        case DdpmSpec():
+            return UniformSteps(ddpm_sigmas(process.schedule, process.steps))

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
-from fleetstep.diffusion.noise_levels import LogNormal, NoiseLevels
-from fleetstep.diffusion.precondition import Denoiser, Network, Preconditioning, edm_coefficients
+from fleetstep.diffusion.adaptive import Adaptive, State
+from fleetstep.diffusion.coupling import Coupling, Independent
+from fleetstep.diffusion.noise_levels import NoiseLevels, build_law
+from fleetstep.diffusion.precondition import Denoiser, Network, Preconditioning, coefficients_of
 from fleetstep.diffusion.process import Process, build_process
 from fleetstep.diffusion.spec import (
-    EdmSpec,
+    AntUwSpec,
+    CltsSpec,
+    DdpmSpec,
     FdmSpec,
+    LogitNormalSpec,
+    LogNormalSpec,
+    MinSnrSpec,
+    P2Spec,
     ProcessSpec,
     SpeedSpec,
     StrategySpec,
+    TskDifCurSpec,
+    UniformSpec,
     WarmupSpec,
     check_strategies,
 )
-from fleetstep.diffusion.strategies import fdm, speed, warmup
-from fleetstep.diffusion.weighting import Clamp, EdmWeight, Weighting
+from fleetstep.diffusion.strategies import (
+    curriculum,
+    fdm,
+    resampling,
+    reweighting,
+    speed,
+    uncertainty,
+    warmup,
+)
+from fleetstep.diffusion.strategies.context import Context
+from fleetstep.diffusion.variance import VarianceBound
+from fleetstep.diffusion.weighting import Clamp, Weighting, base_weight_of
 from fleetstep.errors import ConfigError
 
 
@@ -33,19 +54,42 @@ class Objective:
         coefficients: sigma_B -> preconditioning; the denoiser is built from it, so that sampling
             sees FDM's too.
         noise_levels: the law of training noise levels.
+        law_at: optimiser step -> law, in place of `noise_levels`, if it follows a schedule.
+        coupling: how the draws of neighbouring stream positions are tied together.
+        adaptive: what changes with the losses of the run.
         base_weight: loss weight in x0-space before clamps and multipliers.
         clamps: applied to the base weight, as a function of the optimiser step.
         multipliers: applied after all clamps.
+        variance: the bound that trains a learned variance; it is not weighted.
+        reduction: of an image's squared error: EDM sums it, DDPM takes its mean.
         base_noise_levels: the process's own law, which no strategy changes: held-out levels.
     """
 
     process: Process
     coefficients: Preconditioning
     noise_levels: NoiseLevels
+    law_at: Callable[[int], NoiseLevels] | None = None
+    coupling: Coupling = field(default_factory=Independent)
+    adaptive: Adaptive | None = None
     base_weight: Weighting
     clamps: tuple[Clamp, ...] = ()
     multipliers: tuple[Weighting, ...] = ()
+    variance: VarianceBound | None = None
+    reduction: Literal["sum", "mean"] = "sum"
     base_noise_levels: NoiseLevels
+
+    def law(self, step: int, state: State | None = None) -> NoiseLevels:
+        """The law at an optimiser step, under the state of what is adaptive (None: its start)."""
+        law = self.noise_levels if self.law_at is None else self.law_at(step)
+        if self.adaptive is None:
+            return law
+        return self.adaptive.law(law, self.adaptive.start() if state is None else state)
+
+    def levels(self, u_B: Tensor, first: int, step: int, state: State | None = None) -> Tensor:
+        """Noise levels sigma_B of stream positions first .. first+B-1, from the numbers that the
+        coupling drew for them.
+        """
+        return self.coupling.tied(self.law(step, state).icdf(u_B), first)
 
     def weight(self, sigma_B: Tensor, step: int) -> Tensor:
         """clamp(base(sigma), step) * multipliers, float64 [B]; `step` counts from 0."""
@@ -65,12 +109,6 @@ class Objective:
         return Denoiser(network, self.coefficients, self.process.sigma_min, self.process.sigma_max)
 
 
-# What replaces a piece goes before what wraps it (SpeeD wraps the law), whatever the order in the
-# config. Clamps and multipliers are kept apart in the record, where every clamp precedes every
-# multiplier.
-_ORDER: tuple[type[StrategySpec], ...] = (FdmSpec, WarmupSpec, SpeedSpec)
-
-
 def build_objective(
     process: ProcessSpec,
     strategies: Sequence[StrategySpec],
@@ -87,35 +125,67 @@ def build_objective(
         global_batch: images per optimiser step.
 
     Raises:
-        ConfigError: if two strategies change the same piece.
+        ConfigError: if two strategies change the same piece, or one does not fit the process.
     """
-    if problems := check_strategies(process, strategies):
+    if problems := check_strategies(process, strategies, global_batch):
         raise ConfigError(problems)
+    context = Context(process=process, budget_images=budget_images, global_batch=global_batch)
     objective = _plain(process)
     for spec in sorted(strategies, key=lambda s: _ORDER.index(type(s))):
-        match spec:
-            case FdmSpec():
-                objective = fdm.apply(
-                    spec, objective, budget_images=budget_images, global_batch=global_batch
-                )
-            case WarmupSpec():
-                objective = warmup.apply(
-                    spec, objective, budget_images=budget_images, global_batch=global_batch
-                )
-            case SpeedSpec():
-                objective = speed.apply(spec, objective)
+        objective = _apply(spec, objective, context)
     return objective
+
+
+# What replaces a piece goes before what wraps it (SpeeD wraps the law), whatever the order in the
+# config. Clamps and multipliers are kept apart in the record, where every clamp precedes every
+# multiplier.
+_ORDER: tuple[type[StrategySpec], ...] = (
+    UniformSpec,
+    LogNormalSpec,
+    LogitNormalSpec,
+    CltsSpec,
+    P2Spec,
+    MinSnrSpec,
+    FdmSpec,
+    WarmupSpec,
+    SpeedSpec,
+    AntUwSpec,
+    TskDifCurSpec,
+)
+
+
+def _apply(spec: StrategySpec, objective: Objective, context: Context) -> Objective:
+    match spec:
+        case UniformSpec() | LogNormalSpec() | LogitNormalSpec():
+            return resampling.apply(spec, objective, context)
+        case P2Spec() | MinSnrSpec():
+            return reweighting.apply(spec, objective)
+        case FdmSpec():
+            return fdm.apply(spec, objective, context)
+        case WarmupSpec():
+            return warmup.apply(spec, objective, context)
+        case SpeedSpec():
+            return speed.apply(spec, objective, context)
+        case CltsSpec() | TskDifCurSpec():
+            return curriculum.apply(spec, objective, context)
+        case AntUwSpec():
+            return uncertainty.apply(spec, objective)
 
 
 def _plain(process: ProcessSpec) -> Objective:
     """The process's own objective, without any strategy."""
-    match process:
-        case EdmSpec():
-            law = LogNormal(process.p_mean, process.p_std)
-            return Objective(
-                process=build_process(process),
-                coefficients=edm_coefficients(process.sigma_data),
-                noise_levels=law,
-                base_weight=EdmWeight(process.sigma_data),
-                base_noise_levels=law,
-            )
+    law = build_law(process)
+    discrete = isinstance(process, DdpmSpec)
+    return Objective(
+        process=build_process(process),
+        coefficients=coefficients_of(process),
+        noise_levels=law,
+        base_weight=base_weight_of(process),
+        variance=(
+            VarianceBound.of(process)
+            if isinstance(process, DdpmSpec) and process.learned_variance
+            else None
+        ),
+        reduction="mean" if discrete else "sum",
+        base_noise_levels=law,
+    )

@@ -3,17 +3,28 @@
 Coefficients are float64 and cast last: in float32 the small noise levels lose percents (c_noise,
 1/sigma^2).
 
-Shapes: B batch, C channels, H W pixels.
+Shapes: B batch, C channels, H W pixels, A augmentation conditions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fleetstep.diffusion.process import Process, build_process
+from fleetstep.diffusion.spec import (
+    DdpmSpec,
+    EdmSpec,
+    Prediction,
+    ProcessSpec,
+    VeSpec,
+    VpSpec,
+    sigma_data_of,
+)
 
 
 class Coefficients(NamedTuple):
@@ -28,30 +39,95 @@ class Coefficients(NamedTuple):
 Preconditioning = Callable[[Tensor], Coefficients]
 """sigma_B (float64) -> coefficients."""
 
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(x_BCHW float32, c_noise_B float32, labels_B int64 or None) -> F_BCHW."""
+Network = Callable[..., Any]
+"""(x_BCHW float32, c_noise_B float32, labels_B int64 or None[, augment_BA]) -> F_BCHW float32.
+
+A network that learns the variance gives 2C channels, F first."""
 
 
 @dataclass(frozen=True)
-class EdmCoefficients:
-    """EDM's: unit variance of network input and training target (Karras et al. 2022, table 1)."""
+class LogCondition:
+    """c_noise = ln(sigma / unit) * factor: EDM's ln(sigma) / 4 and VE's ln(sigma / 2)."""
 
+    factor: float = 1.0
+    unit: float = 1.0
+
+    def __call__(self, sigma_B: Tensor) -> Tensor:
+        """c_noise of noise levels > 0, shape [B]."""
+        return (sigma_B / self.unit).log() * self.factor
+
+
+@dataclass(frozen=True)
+class TimeCondition:
+    """c_noise = factor t(sigma): VP's 999 t, and DDPM's step index."""
+
+    process: Process
+    factor: float = 1.0
+
+    def __call__(self, sigma_B: Tensor) -> Tensor:
+        """c_noise of noise levels > 0, shape [B]."""
+        return self.factor * self.process.t_of_sigma(sigma_B)
+
+
+@dataclass(frozen=True)
+class ProcessCoefficients:
+    """The coefficients of a process for a prediction (Karras et al. 2022, table 1).
+
+    c_skip and c_out follow from what F stands for: eps gives D = x - sigma F (VE's network gives
+    -eps: D = x + sigma F); x0 gives D = F; v = s eps - s sigma x0 with s = 1 / sqrt(1 + sigma^2)
+    gives D = s^2 x - s sigma F; EDM's F has unit variance for data of standard deviation
+    sigma_data.
+
+    Args:
+        prediction: what F stands for.
+        sigma_data: standard deviation of the data.
+        condition: sigma_B -> c_noise_B.
+        scaled_input: divide the input by its standard deviation; VE does not.
+        eps_sign: of c_out under eps-prediction.
+    """
+
+    prediction: Prediction
     sigma_data: float
+    condition: Callable[[Tensor], Tensor]
+    scaled_input: bool = True
+    eps_sign: float = -1.0
 
     def __call__(self, sigma_B: Tensor) -> Coefficients:
         """Coefficients of noise levels > 0, shape [B]."""
         total_B = torch.hypot(sigma_B, torch.full_like(sigma_B, self.sigma_data))
-        return Coefficients(
-            c_skip=(self.sigma_data / total_B) ** 2,
-            c_out=sigma_B * self.sigma_data / total_B,
-            c_in=1 / total_B,
-            c_noise=sigma_B.log() / 4,
-        )
+        c_skip_B, c_out_B = self._skip_and_out(sigma_B, total_B)
+        c_in_B = 1 / total_B if self.scaled_input else torch.ones_like(sigma_B)
+        return Coefficients(c_skip_B, c_out_B, c_in_B, self.condition(sigma_B))
+
+    def _skip_and_out(self, sigma_B: Tensor, total_B: Tensor) -> tuple[Tensor, Tensor]:
+        match self.prediction:
+            case "eps":
+                return torch.ones_like(sigma_B), self.eps_sign * sigma_B
+            case "x0":
+                return torch.zeros_like(sigma_B), torch.ones_like(sigma_B)
+            case "v":
+                unit_B = torch.hypot(sigma_B, torch.ones_like(sigma_B))
+                return unit_B**-2, -sigma_B / unit_B
+            case "F":
+                return (self.sigma_data / total_B) ** 2, sigma_B * self.sigma_data / total_B
 
 
-def edm_coefficients(sigma_data: float) -> Preconditioning:
-    """EDM's preconditioning for data of standard deviation `sigma_data`."""
-    return EdmCoefficients(sigma_data)
+def coefficients_of(process: ProcessSpec) -> Preconditioning:
+    """The preconditioning of a process, as its authors trained it."""
+    prediction, sigma_data = process.prediction, sigma_data_of(process)
+    match process:
+        case VpSpec():
+            time = TimeCondition(build_process(process), 999.0)
+            return ProcessCoefficients(prediction, sigma_data, time)
+        case VeSpec():
+            return ProcessCoefficients(
+                prediction, sigma_data, LogCondition(unit=2.0), scaled_input=False, eps_sign=1.0
+            )
+        case EdmSpec():
+            return ProcessCoefficients(prediction, sigma_data, LogCondition(factor=0.25))
+        case DdpmSpec():
+            time = TimeCondition(build_process(process))
+            return ProcessCoefficients(prediction, sigma_data, time)
 
 
 class Denoiser(nn.Module):
@@ -86,7 +162,11 @@ class Denoiser(nn.Module):
         self.nfe = 0
 
     def forward(
-        self, x_BCHW: Tensor, sigma: Tensor | float, labels_B: Tensor | None = None
+        self,
+        x_BCHW: Tensor,
+        sigma: Tensor | float,
+        labels_B: Tensor | None = None,
+        augment_BA: Tensor | None = None,
     ) -> Tensor:
         """The denoised image D_BCHW in x's dtype; the network itself sees float32.
 
@@ -94,14 +174,30 @@ class Denoiser(nn.Module):
             x_BCHW: x0 + sigma eps; float64 keeps a sampler's state in float64 around a float32
                 network.
             sigma: noise level > 0, one for the batch or one a row (shape [B]).
-            labels_B: class ids (int64), or None.
+            labels_B: class ids (int64), -1 for "no class", or None.
+            augment_BA: how training images were augmented, or None.
         """
-        batch = x_BCHW.shape[0]
+        return self.with_rest(x_BCHW, sigma, labels_B, augment_BA)[0]
+
+    def with_rest(
+        self,
+        x_BCHW: Tensor,
+        sigma: Tensor | float,
+        labels_B: Tensor | None = None,
+        augment_BA: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """D_BCHW, and what the network gives beyond the image's channels: [B, C, H, W] of a
+        network that learns the variance, else [B, 0, H, W].
+        """
+        batch, channels = x_BCHW.shape[:2]
         sigma_B = torch.as_tensor(sigma, dtype=torch.float64, device=x_BCHW.device).expand(batch)
         *scales, c_noise_B = self.preconditioning(sigma_B)
         c_skip, c_out, c_in = (c.to(x_BCHW.dtype).view(batch, 1, 1, 1) for c in scales)
         # Multiplied in x's dtype, and only then rounded: FDM's c_in falls to 4e-8, subnormal in
         # half precision.
-        f_BCHW = self.network((c_in * x_BCHW).float(), c_noise_B.float(), labels_B)
+        scaled_BCHW = (c_in * x_BCHW).float()
+        conditions = (labels_B,) if augment_BA is None else (labels_B, augment_BA)
+        out = self.network(scaled_BCHW, c_noise_B.float(), *conditions)
         self.nfe += 1
-        return c_skip * x_BCHW + c_out * f_BCHW.to(x_BCHW.dtype)
+        f_BCHW, rest = out[:, :channels], out[:, channels:]
+        return c_skip * x_BCHW + c_out * f_BCHW.to(x_BCHW.dtype), rest

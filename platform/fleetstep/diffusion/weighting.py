@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from fleetstep.diffusion.spec import ProcessSpec, sigma_data_of
 
 Weighting = Callable[[Tensor], Tensor]
 """sigma_B -> weight_B."""
@@ -17,14 +20,47 @@ Clamp = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
+class EpsWeight:
+    """1 / sigma^2: the eps-loss, unweighted."""
+
+    def __call__(self, sigma_B: Tensor) -> Tensor:
+        """Weight of noise levels > 0."""
+        return sigma_B**-2
+
+
+@dataclass(frozen=True)
+class CleanWeight:
+    """1: the x0-loss, unweighted."""
+
+    def __call__(self, sigma_B: Tensor) -> Tensor:
+        """Weight of noise levels."""
+        return torch.ones_like(sigma_B)
+
+
+@dataclass(frozen=True)
 class EdmWeight:
-    """(sigma^2 + sd^2) / (sigma sd)^2 = 1 / c_out^2: the network's own output, unweighted."""
+    """(sigma^2 + sd^2) / (sigma sd)^2: EDM's F unweighted; with sd = 1 the v-loss unweighted."""
 
     sigma_data: float
 
     def __call__(self, sigma_B: Tensor) -> Tensor:
         """Weight of noise levels > 0 (Karras et al. 2022, table 1)."""
         return (sigma_B**2 + self.sigma_data**2) / (sigma_B * self.sigma_data) ** 2
+
+
+def base_weight_of(process: ProcessSpec) -> Weighting:
+    """1 / c_out^2: the loss of what the network predicts, unweighted, as every process of the
+    papers is trained.
+    """
+    match process.prediction:
+        case "eps":
+            return EpsWeight()
+        case "x0":
+            return CleanWeight()
+        case "v":
+            return EdmWeight(1.0)
+        case "F":
+            return EdmWeight(sigma_data_of(process))
 
 
 @dataclass(frozen=True)

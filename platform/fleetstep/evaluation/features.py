@@ -37,6 +37,7 @@ from fleetstep.evaluation.spec import (
     ExtractorSpec,
     InceptionSpec,
 )
+from fleetstep.torchvision_door import import_torchvision
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -257,47 +258,6 @@ def inception_status(path: Path | None = None) -> tuple[bool, str]:
     if digest != INCEPTION_SHA256:
         return False, f"{path} has sha256 {digest[:12]}..., not {INCEPTION_SHA256[:12]}..."
     return True, f"{path}, sha256 {digest[:12]}..."
-
-
-# Declarations live as long as this object.
-_torchvision_operators: torch.library.Library | None = None
-
-
-def import_torchvision() -> str:
-    """Import torchvision, which parts of clean-fid need, whatever torch it was built for.
-
-    PyPI's torchvision is linked against CUDA: beside a CPU build of torch its operators do not
-    load, and the import stops at the first one that is missing. Declared beforehand, they exist;
-    they cannot run, and nothing here runs them.
-
-    Returns:
-        "" where torch and torchvision match, else what does not.
-
-    Raises:
-        ImportError: torchvision is not installed.
-    """
-    global _torchvision_operators
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        _torchvision_operators = _declare_torchvision_operators()
-        import torchvision  # noqa: F401
-    if _torchvision_operators is None:
-        return ""
-    return (
-        f"torchvision was built for another torch than {torch.__version__}; "
-        "its operators are declared, not loaded"
-    )
-
-
-def _declare_torchvision_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    for name in ("nms", "qnms"):
-        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        library.define(schema)  # type: ignore[no-untyped-call]
-    return library
 
 
 def torchvision_status() -> str:

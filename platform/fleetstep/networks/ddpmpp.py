@@ -1,4 +1,5 @@
-"""DDPM++: the U-Net of Song et al. (2021), with the settings of Karras et al. (2022, table 7).
+"""DDPM++ and NCSN++: the U-Nets of Song et al. (2021), with the settings of Karras et al. (2022,
+table 7).
 
 Shapes: B batch, C channels, H W pixels, h w pixels at the lowest resolution, E embedding, K
 classes, A augmentations.
@@ -6,60 +7,84 @@ classes, A augmentations.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fleetstep.networks.layers import Conv, Linear, group_norm
-from fleetstep.networks.spec import BlockPlan, DdpmppSpec, ddpmpp_plan
+from fleetstep.networks.layers import (
+    Block,
+    Conv,
+    Linear,
+    attention_over_pixels,
+    group_norm,
+    through,
+)
+from fleetstep.networks.ncsnpp import FourierEmbedding, PyramidStep
+from fleetstep.networks.resampling import AVERAGE, BINOMIAL, Resampling
+from fleetstep.networks.spec import BlockPlan, DdpmppSpec, NcsnppSpec, song_unet_plan
+from fleetstep.networks.starts import Xavier
 
 # The sum of two branches of equal variance keeps that variance.
 _SKIP_SCALE = math.sqrt(0.5)
 # Residual branches and the last convolution start as good as absent.
-_ALMOST_ZERO = 1e-5
+_ALMOST_ZERO = Xavier(1e-5)
 
 
-class Ddpmpp(nn.Module):
+class SongUnet(nn.Module):
     """The network F of the denoiser. Make one with `build_network`, which also initialises it.
 
     Args:
-        spec: widths, depth, attention, dropout.
+        spec: DDPM++ or NCSN++, with widths, depth, attention, dropout.
         resolution: side of the square images; must pass `check_network`.
-        channels_in: channels of the images, in and out.
+        channels_in: channels of the images.
         classes: number of classes K; 0 makes an unconditional network, which ignores labels.
+        channels_out: channels of F; None for as many as the images have.
         augment_dim: length A of the augmentation vector; 0 for none.
     """
 
     def __init__(
         self,
-        spec: DdpmppSpec,
+        spec: DdpmppSpec | NcsnppSpec,
         resolution: int,
         channels_in: int,
         classes: int,
+        channels_out: int | None = None,
         augment_dim: int = 0,
     ) -> None:
         super().__init__()
-        width, embedding = spec.channels, spec.channels * spec.embedding
-        self.embed_noise = NoiseEmbedding(width)
+        plan = song_unet_plan(spec, resolution)
+        embedding = spec.channels * spec.embedding
+        match spec:
+            case DdpmppSpec():
+                width, resampling = spec.channels, AVERAGE
+                self.embed_noise: nn.Module = NoiseEmbedding(width)
+                pyramid = []
+            case NcsnppSpec():
+                width, resampling = 2 * spec.channels, BINOMIAL
+                self.embed_noise = FourierEmbedding(width)
+                halved = [p.c_out for p in plan.encoder if p.resample == "down"]
+                pyramid = [*itertools.pairwise([channels_in, *halved])]
         self.embed_label = Linear(classes, width) if classes else None
         self.embed_augment = Linear(augment_dim, width, bias=False) if augment_dim else None
         self.embed_0 = Linear(width, embedding)
         self.embed_1 = Linear(embedding, embedding)
 
-        plan = ddpmpp_plan(spec, resolution)
-
         def blocks(plans: tuple[BlockPlan, ...]) -> nn.ModuleList:
-            return nn.ModuleList(ResidualBlock(p, embedding, spec.dropout) for p in plans)
+            return nn.ModuleList(
+                ResidualBlock(p, embedding, spec.dropout, resampling) for p in plans
+            )
 
-        self.conv_in = Conv(channels_in, width, 3)
+        self.conv_in = Conv(channels_in, spec.channels, 3)
         self.encoder = blocks(plan.encoder)
+        self.pyramid = nn.ModuleList(PyramidStep(c_in, c_out) for c_in, c_out in pyramid)
         self.bottleneck = blocks(plan.bottleneck)
         self.decoder = blocks(plan.decoder)
         last = plan.decoder[-1].c_out
         self.norm_out = group_norm(last)
-        self.conv_out = Conv(last, channels_in, 3, gain=_ALMOST_ZERO)
+        self.conv_out = Conv(last, channels_out or channels_in, 3, _ALMOST_ZERO)
 
     def forward(
         self,
@@ -87,19 +112,25 @@ class Ddpmpp(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """F_BCHW, and the output of the encoder's last block, at the lowest resolution."""
         e_BE = self._embed(x_BCHW, c_noise_B, labels_B, augment_BA)
-        h = self.conv_in(x_BCHW)
-        skips = [h]
-        for block in self.encoder:
-            h = block(h, e_BE)
-            skips.append(h)
-        features_BChw = h
+        features_BChw, skips = self._encode(x_BCHW, e_BE)
+        h = features_BChw
         for block in self.bottleneck:
-            h = block(h, e_BE)
+            h = through(block, h, e_BE)
         for block in self.decoder:
             if block.resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = block(h, e_BE)
+            h = through(block, h, e_BE)
         return self.conv_out(F.silu(self.norm_out(h))), features_BChw
+
+    def _encode(self, x_BCHW: Tensor, e_BE: Tensor) -> tuple[Tensor, list[Tensor]]:
+        h, halved, pyramid = self.conv_in(x_BCHW), x_BCHW, iter(self.pyramid)
+        skips = [h]
+        for block in self.encoder:
+            h = through(block, h, e_BE)
+            if block.resample == "down" and self.pyramid:
+                h = halved = (h + next(pyramid)(halved)) * _SKIP_SCALE
+            skips.append(h)
+        return h, skips
 
     def _embed(
         self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor | None, augment_BA: Tensor | None
@@ -133,18 +164,21 @@ class NoiseEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """Two convolutions, the embedding added between them, a skip path, and optional attention."""
 
-    def __init__(self, plan: BlockPlan, embedding: int, dropout: float) -> None:
+    def __init__(
+        self, plan: BlockPlan, embedding: int, dropout: float, resampling: Resampling = AVERAGE
+    ) -> None:
         super().__init__()
         self.resample = plan.resample
+        self.resampling = resampling
         self.dropout = dropout
         self.norm_0 = group_norm(plan.c_in)
         self.conv_0 = Conv(plan.c_in, plan.c_out, 3)
         self.affine = Linear(embedding, plan.c_out)
         self.norm_1 = group_norm(plan.c_out)
-        self.conv_1 = Conv(plan.c_out, plan.c_out, 3, gain=_ALMOST_ZERO)
+        self.conv_1 = Conv(plan.c_out, plan.c_out, 3, _ALMOST_ZERO)
         changes = plan.resample is not None or plan.c_in != plan.c_out
         self.skip = Conv(plan.c_in, plan.c_out, 1) if changes else nn.Identity()
         self.attention = Attention(plan.c_out) if plan.attention else nn.Identity()
@@ -163,9 +197,9 @@ class ResidualBlock(nn.Module):
     def _resampled(self, x: Tensor) -> Tensor:
         match self.resample:
             case "down":
-                return F.avg_pool2d(x, 2)
+                return self.resampling.down(x)
             case "up":
-                return F.interpolate(x, scale_factor=2, mode="nearest")
+                return self.resampling.up(x)
             case _:
                 return x
 
@@ -176,14 +210,11 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = group_norm(channels)
-        self.qkv = Conv(channels, 3 * channels, 1, gain=math.sqrt(0.2))
-        self.project = Conv(channels, channels, 1, gain=_ALMOST_ZERO)
+        self.qkv = Conv(channels, 3 * channels, 1, Xavier(math.sqrt(0.2)))
+        self.project = Conv(channels, channels, 1, _ALMOST_ZERO)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(x + attention(x)) / sqrt(2)."""
-        tokens = self.qkv(self.norm(x_BCHW)).flatten(2).transpose(1, 2)
-        q, k, v = tokens[:, None].chunk(3, dim=-1)
-        a = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        a_BCHW = a.transpose(1, 2).reshape(x_BCHW.shape)
+        a_BCHW = attention_over_pixels(self.qkv(self.norm(x_BCHW)))
         y_BCHW: Tensor = (x_BCHW + self.project(a_BCHW)) * _SKIP_SCALE
         return y_BCHW

@@ -93,7 +93,7 @@ def fit(
     experiment = config.with_absolute_paths(experiment)
     folder = RunFolder(experiment.folder)
     manifest = config.manifest_of(experiment)
-    facts = facts_of(experiment, manifest.fingerprint)
+    facts = facts_of(experiment, manifest)
     store = CheckpointStore(folder.checkpoints)
     if choose_start(store, resume, facts) is None:
         check_leftovers(folder.snapshots, resume, facts)

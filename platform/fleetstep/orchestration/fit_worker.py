@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from fleetstep.config import Experiment
+from fleetstep.data.augmentation import Augmentation
+from fleetstep.data.manifest import Manifest
 from fleetstep.data.stream import Stream
-from fleetstep.diffusion.objective import Objective, build_objective
 from fleetstep.errors import FleetstepError
-from fleetstep.networks.build import build_network
+from fleetstep.networks.execution import prepare
 from fleetstep.orchestration.metric_logger import MetricLogger
+from fleetstep.orchestration.pieces import network_of, objective_of
 from fleetstep.orchestration.run_folder import RunFolder
 from fleetstep.orchestration.snapshot_view import SnapshotView
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent
@@ -78,13 +80,19 @@ class _Run:
         training = experiment.training
         self._experiment, self._folder, self._on_event = experiment, folder, job.on_event
         self._stream = Stream(experiment.data, seed=training.seed)
-        self._objective = _objective(experiment)
+        self._objective = objective_of(experiment)
         plan = batch_arithmetic(
             training.global_batch, experiment.cluster.workers, training.micro_batch
         )
         assert isinstance(plan, BatchPlan), plan  # the driver has refused any other
+        network = self._network()
+        prepare(
+            network,
+            activation_checkpointing=training.activation_checkpointing,
+            compile=training.compile,
+        )
         self._engine = DeepSpeedEngine(
-            self._network(),
+            network,
             training.optimizer,
             plan,
             stage=effective_stage(training, experiment.cluster.workers),
@@ -127,13 +135,14 @@ class _Run:
         """Run the loop from the newest sound checkpoint; a restart goes on whatever the user
         asked for at first.
         """
-        facts = facts_of(self._experiment, self._stream.fingerprint)
+        facts = facts_of(self._experiment, self._stream.manifest)
         job = Job(
             training=self._experiment.training,
             plan=self._plan,
             engine=self._engine,
             objective=self._objective,
             stream=self._stream,
+            augmentation=_augmentation(self._experiment),
             prefetch=self._experiment.data.prefetch,
             ema=self._ema,
             store=self._store,
@@ -146,15 +155,7 @@ class _Run:
         return train(job, choose_start(self._store, "auto", facts, self._engine.group))
 
     def _network(self) -> torch.nn.Module:
-        experiment, stream = self._experiment, self._stream
-        channels, resolution, _ = stream.shape
-        return build_network(
-            experiment.network,
-            resolution=resolution,
-            channels=channels,
-            classes=stream.classes,
-            seed=experiment.training.seed,
-        )
+        return network_of(self._experiment, self._stream.shape, self._stream.classes)
 
     def _log(self, images_seen: int, metrics: Mapping[str, float]) -> None:
         if self._logger is not None:
@@ -170,24 +171,20 @@ class _Run:
             self._view.draw(self._folder.grid(images_seen))
 
 
-def facts_of(experiment: Experiment, fingerprint: str) -> RunFacts:
+def facts_of(experiment: Experiment, manifest: Manifest) -> RunFacts:
     """What a checkpoint of this experiment on that dataset says about itself."""
     return RunFacts(
-        identity=experiment.identity(fingerprint),
-        dataset=fingerprint,
+        identity=experiment.identity(manifest.fingerprint),
+        dataset=manifest.fingerprint,
         execution=experiment.execution(),
         config=experiment.model_dump(mode="json"),
+        shape=manifest.shape,
+        classes=manifest.classes,
     )
 
 
-def _objective(experiment: Experiment) -> Objective:
-    training = experiment.training
-    return build_objective(
-        experiment.process,
-        experiment.strategies,
-        budget_images=training.images,
-        global_batch=training.global_batch,
-    )
+def _augmentation(experiment: Experiment) -> Augmentation | None:
+    return Augmentation(experiment.data.augment) if experiment.data.augment > 0 else None
 
 
 def _device(experiment: Experiment) -> torch.device:

@@ -16,7 +16,7 @@ from fleetstep.errors import UsageError
 from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
 from fleetstep.reporting.grids import write_grid
 from fleetstep.sampling.generate import generate
-from fleetstep.sampling.spec import SolverSpec
+from fleetstep.sampling.spec import GuidanceSpec, SolverSpec
 
 _SEEDS = re.compile(r"(\d+)-(\d+)")
 _EVERY_S = 5.0
@@ -53,6 +53,29 @@ def parse_solver(kind: str) -> SolverSpec:
     return solver
 
 
+def parse_guidance(
+    scale: float | None, channels: Literal["all", "first_three"]
+) -> GuidanceSpec | None:
+    """Classifier-free guidance of that scale; None for none.
+
+    Raises:
+        UsageError: the scale is no number from 0 on, or channels are chosen without one.
+    """
+    if scale is None:
+        if channels != "all":
+            raise UsageError(
+                f"--guidance-channels {channels} without --guidance changes nothing",
+                "add --guidance with a scale, for example 1.5",
+            )
+        return None
+    try:
+        return GuidanceSpec(scale=scale, channels=channels)
+    except ValidationError:
+        raise UsageError(
+            f"--guidance must be a finite number from 0 on, got {scale:g}", "1 is no guidance"
+        ) from None
+
+
 def sample_to_files(
     source: Path,
     *,
@@ -62,6 +85,7 @@ def sample_to_files(
     seeds: str,
     ema: str,
     labels: str,
+    guidance: GuidanceSpec | None = None,
     npz: Path | None,
     say: Callable[[str], None] | None,
 ) -> dict[str, Any]:
@@ -75,6 +99,7 @@ def sample_to_files(
         seeds: "first-last".
         ema: the EMA track.
         labels: "random" or "balanced".
+        guidance: to each image's label; its network calls count.
         npz: also write `images` (uint8 NHWC) and `labels` there.
         say: where progress lines go.
     """
@@ -82,7 +107,7 @@ def sample_to_files(
         raise UsageError(f"--labels must be random or balanced, got {labels!r}")
     rule: Literal["random", "balanced"] = "random" if labels == "random" else "balanced"
     spec, (first, count) = parse_solver(solver), parse_seeds(seeds)
-    spec.points_for(nfe)
+    spec.points_for(nfe, guidance.calls if guidance else 1)
     (snapshot,) = find_snapshots([str(source)], which="last", track=ema)
     # Before the work, so that a path that cannot be made costs nothing.
     for file in (out, npz):
@@ -94,6 +119,7 @@ def sample_to_files(
         denoiser,
         spec,
         nfe,
+        guidance=guidance,
         first=first,
         count=count,
         shape=snapshot.shape,

@@ -91,7 +91,8 @@ class SnapshotView:
             x0_BCHW = torch.from_numpy(batch.images).to(self.device).float() / 127.5 - 1
             labels_B = torch.from_numpy(batch.labels).to(self.device) if classes else None
             sigma_BJ = held_out_levels(self.objective, bins, SEED, start, size)
-            sums_J += held_out_errors(denoiser, x0_BCHW, labels_B, start, sigma_BJ, SEED)
+            sd = self.objective.process.reference_std
+            sums_J += held_out_errors(denoiser, sd, x0_BCHW, labels_B, start, sigma_BJ, SEED)
         mean_J = self.group.sum(sums_J) / self._images
         parts = {f"held_out/bin{j}": float(value) for j, value in enumerate(mean_J)}
         return {"held_out/loss": float(mean_J.mean()), **parts}
@@ -123,6 +124,7 @@ class SnapshotView:
             self._denoiser(),
             self.grid.solver,
             self.grid.nfe,
+            guidance=self.grid.guidance,
             namespace=SEED,
             first=first,
             count=count,

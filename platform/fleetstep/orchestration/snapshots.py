@@ -19,11 +19,10 @@ from fleetstep.config import Experiment
 from fleetstep.data.manifest import Manifest, load_manifest
 from fleetstep.data.spec import DataSpec
 from fleetstep.data.stream import Stream
-from fleetstep.diffusion.objective import build_objective
 from fleetstep.diffusion.precondition import Denoiser
 from fleetstep.errors import CheckpointError, DataError
 from fleetstep.evaluation.features import Extractor
-from fleetstep.networks.build import build_network
+from fleetstep.orchestration.pieces import network_of, objective_of
 from fleetstep.orchestration.sweep_plan import ReferenceSet, SnapshotRef
 from fleetstep.training.snapshot import FACTS, read_snapshot
 
@@ -42,7 +41,7 @@ def find_snapshots(
 
     Raises:
         CheckpointError: a source holds no snapshot, or one is damaged or has no such track.
-        DataError: the dataset of a snapshot is missing or has changed.
+        DataError: the dataset of an older snapshot is missing or has changed.
     """
     paths = [path for source in sources for path in _snapshots_in(Path(source), which)]
     return [describe_snapshot(path, track) for path in paths]
@@ -66,20 +65,21 @@ def describe_snapshot(path: Path, track: str) -> SnapshotRef:
 
     Raises:
         CheckpointError: it is missing, damaged, or has no such track.
-        DataError: the dataset it was trained on is missing or has changed.
+        DataError: it is an older one that does not name the shape of its images, and the dataset
+            it was trained on is missing or has changed.
     """
     _, facts = read_snapshot(path, track)
     experiment = _experiment(path, facts)
-    manifest = _manifest(path, experiment, facts)
+    shape, classes = _images(path, experiment, facts)
     return SnapshotRef(
         path=path.resolve(),
-        digest=_digest(facts, track, experiment, manifest.shape, manifest.classes),
+        digest=_digest(facts, track, experiment, shape, classes),
         run=experiment.name,
         images_seen=facts["images_seen"],
-        shape=manifest.shape,
-        classes=manifest.classes,
+        shape=shape,
+        classes=classes,
         data=Path(experiment.data.path).resolve(),
-        dataset=manifest.fingerprint,
+        dataset=facts["dataset"],
     )
 
 
@@ -116,32 +116,24 @@ def build_denoiser(
         weights: state dict of the network.
         device: where to put it.
     """
-    channels, resolution, _ = shape
-    training = experiment.training
-    network = build_network(
-        experiment.network,
-        resolution=resolution,
-        channels=channels,
-        classes=classes,
-        seed=training.seed,
-    )
+    network = network_of(experiment, shape, classes)
     network.load_state_dict(dict(weights))
-    objective = build_objective(
-        experiment.process,
-        experiment.strategies,
-        budget_images=training.images,
-        global_batch=training.global_batch,
-    )
-    return objective.denoiser(network.requires_grad_(False)).to(device).eval()
+    return objective_of(experiment).denoiser(network.requires_grad_(False)).to(device).eval()
 
 
 def reference_of(snapshot: SnapshotRef, split: str, extractor: Extractor) -> ReferenceSet:
     """The images of `split` of the dataset that the snapshot's run was trained on.
 
     Raises:
-        DataError: the dataset is missing or has no such split.
+        DataError: the snapshot names no dataset, or the dataset is missing, has changed or has no
+            such split.
     """
-    manifest = load_manifest(snapshot.data)
+    if not snapshot.dataset:
+        raise DataError(
+            f"{snapshot.run} was imported, and names no dataset to compare its samples with",
+            "import it again with --data and the folder of a packed dataset",
+        )
+    manifest = _manifest(snapshot.path, snapshot.data, snapshot.dataset)
     if not manifest.splits.get(split):
         raise DataError(
             f"{snapshot.data} has no split {split!r} to compare {snapshot.run} with",
@@ -179,21 +171,37 @@ def _stream(data: Path, split: str) -> Stream:
     return Stream(DataSpec(path=str(data), split=split), seed=0)
 
 
+# What an imported snapshot does not say, and no denoiser depends on.
+_UNSAID = {"data": {"path": "."}, "training": {"images": 1, "global_batch": 1}}
+
+
 def _experiment(path: Path, facts: Mapping[str, Any]) -> Experiment:
     try:
-        return Experiment.model_validate(facts["config"])
-    except (KeyError, ValidationError) as error:
+        unsaid = _UNSAID if "imported_from" in facts else {}
+        return Experiment.model_validate(unsaid | facts["config"])
+    except (KeyError, TypeError, ValidationError) as error:
         raise CheckpointError(
             f"the configuration in {path / FACTS} is not one of this version: {error}",
-            "use the version of fleetstep that trained the run",
+            "use the version of fleetstep that wrote the snapshot",
         ) from error
 
 
-def _manifest(path: Path, experiment: Experiment, facts: Mapping[str, Any]) -> Manifest:
-    manifest = load_manifest(Path(experiment.data.path))
-    if manifest.fingerprint != facts["dataset"]:
+def _images(
+    path: Path, experiment: Experiment, facts: Mapping[str, Any]
+) -> tuple[tuple[int, int, int], int]:
+    """(shape, classes) of the images that a snapshot is for: its own facts, or its dataset's."""
+    if facts.get("shape") is None:
+        manifest = _manifest(path, Path(experiment.data.path), facts["dataset"])
+        return manifest.shape, manifest.classes
+    channels, height, width = facts["shape"]
+    return (channels, height, width), facts["classes"]
+
+
+def _manifest(path: Path, data: Path, fingerprint: str) -> Manifest:
+    manifest = load_manifest(data)
+    if manifest.fingerprint != fingerprint:
         raise DataError(
-            f"{path} was trained on dataset {facts['dataset'][:12]}, but {experiment.data.path} "
+            f"{path} was trained on dataset {fingerprint[:12]}, but {data} "
             f"now holds {manifest.fingerprint[:12]}",
             "put the dataset back that the run was trained on",
         )

@@ -62,6 +62,7 @@ class SweepPreview:
                     f"  skipped {pair.solver} at {pair.nfe} calls: {pair.reason}"
                     for pair in plan.skipped
                 ),
+                *(f"  published: {entry.text}" for entry in self.spec.published),
             ]
         )
 

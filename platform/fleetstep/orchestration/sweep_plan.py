@@ -41,7 +41,7 @@ class SnapshotRef:
         shape: (C, H, W) of a sample.
         classes: number of classes; 0 for an unconditional network.
         data: folder of the dataset it was trained on.
-        dataset: fingerprint of that dataset.
+        dataset: fingerprint of that dataset; "" for weights imported without one.
     """
 
     path: Path

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from fleetstep import rng
 from fleetstep.errors import NonFiniteError, SamplingError
-from fleetstep.sampling.spec import ScheduleSpec, SolverSpec
+from fleetstep.sampling.guidance import Guided
+from fleetstep.sampling.spec import GuidanceSpec, ScheduleSpec, SolverSpec
 from fleetstep.sampling.trajectory import Denoiser, levels_for, sample
 
 LabelRule = Literal["random", "balanced"]
@@ -37,7 +38,7 @@ class Generated:
     Args:
         images: uint8 [n, C, H, W].
         labels: int64 class ids [n]; None if the network is unconditional.
-        nfe: network calls per image, counted.
+        nfe: network calls per image, counted; guidance makes two for each of the solver's.
     """
 
     images: npt.NDArray[np.uint8]
@@ -91,6 +92,7 @@ def generate(
     nfe: int,
     *,
     schedule: ScheduleSpec | None = None,
+    guidance: GuidanceSpec | None = None,
     namespace: int = 0,
     first: int = 0,
     count: int,
@@ -105,8 +107,9 @@ def generate(
     Args:
         denoiser: in evaluation mode; it is run where its parameters are.
         solver: which solver.
-        nfe: network calls per image, exactly.
+        nfe: network calls per image, exactly, guidance's included.
         schedule: None is the solver's default.
+        guidance: classifier-free guidance to the label of each image; None is none.
         namespace: the seeds' family; two namespaces share nothing.
         first: the first seed.
         count: how many images.
@@ -117,11 +120,13 @@ def generate(
         on_batch: called after each batch with the number of images it finished.
 
     Raises:
-        SamplingError: if `nfe` cannot be reached, the count or batch is not positive, or the
-            network is in training mode.
+        SamplingError: if `nfe` cannot be reached, the count or batch is not positive, the network
+            is in training mode, or guidance is asked of an unconditional one.
         NonFiniteError: if an image is not finite; it names the seed.
     """
     _check_request(denoiser, first, count, batch)
+    if guidance is not None:
+        denoiser = _guided(denoiser, guidance, classes)
     levels, device = levels_for(denoiser, solver, nfe, schedule), _device_of(denoiser)
     batch = max(batch, _SMALLEST_BATCH)
     images = np.empty((count, *shape), np.uint8)
@@ -139,6 +144,15 @@ def generate(
             on_batch(wanted)
     chosen = labels_of(namespace, first, count, classes, labels) if classes else None
     return Generated(images, chosen, counted)
+
+
+def _guided(denoiser: Denoiser, guidance: GuidanceSpec, classes: int) -> Guided:
+    if not classes:
+        raise SamplingError(
+            f"guidance of scale {guidance.scale:g} needs class labels, and the network has none",
+            "leave guidance out, or sample a class-conditional network",
+        )
+    return Guided(denoiser, guidance)
 
 
 def _noise(

@@ -88,8 +88,12 @@ class SolverFacts(Spec, ABC):
         """The solver with all its settings, as written in records: "ipndm(order=4)"."""
         return _label(self)
 
-    def nfe_for(self, points: int) -> int:
+    def nfe_for(self, points: int, calls: int = 1) -> int:
         """Network calls per image on a schedule of `points` positive levels.
+
+        Args:
+            points: positive levels.
+            calls: network calls in one evaluation of the denoiser, see `GuidanceSpec.calls`.
 
         Raises:
             SamplingError: if there are fewer than two points.
@@ -99,10 +103,14 @@ class SolverFacts(Spec, ABC):
                 f"a schedule has at least {MIN_POINTS} points, got {points}",
                 f"give {self.label} {MIN_POINTS} points or more",
             )
-        return self.evals_per_step * (points - 1) + self.ends_at_zero
+        return calls * (self.evals_per_step * (points - 1) + self.ends_at_zero)
 
-    def points_for(self, nfe: int) -> int:
+    def points_for(self, nfe: int, calls: int = 1) -> int:
         """Schedule points with which the solver makes exactly `nfe` network calls per image.
+
+        Args:
+            nfe: network calls per image.
+            calls: network calls in one evaluation of the denoiser, see `GuidanceSpec.calls`.
 
         Raises:
             SamplingError: if no number of points does; it names the nearest reachable numbers of
@@ -110,15 +118,19 @@ class SolverFacts(Spec, ABC):
         """
         # Calls grow with points, by one or more for each: the answer lies within nfe + 1.
         candidates = range(MIN_POINTS, MIN_POINTS + max(nfe, 1))
-        points = candidates[bisect_left(candidates[:-1], nfe, key=self.nfe_for)]
-        reached = self.nfe_for(points)
+        points = candidates[
+            bisect_left(candidates[:-1], nfe, key=lambda n: self.nfe_for(n, calls))
+        ]
+        reached = self.nfe_for(points, calls)
         if reached == nfe:
             return points
-        reachable = [reached] if points == MIN_POINTS else [self.nfe_for(points - 1), reached]
+        below = [] if points == MIN_POINTS else [self.nfe_for(points - 1, calls)]
+        reachable = [*below, reached]
         ending = " and one call for the last step to zero" if self.ends_at_zero else ""
+        guided = f", each {calls} times for guidance" if calls > 1 else ""
         raise SamplingError(
             f"{self.label} cannot make exactly {nfe} network calls: "
-            f"it makes {self.evals_per_step} per step{ending}",
+            f"it makes {self.evals_per_step} per step{ending}{guided}",
             f"nearest that works: nfe={' or nfe='.join(map(str, reachable))}",
         )
 
@@ -175,3 +187,24 @@ class Dpmpp2mSpec(SolverFacts):
 
 
 SolverSpec = Annotated[EulerSpec | HeunSpec | IpndmSpec | Dpmpp2mSpec, Field(discriminator="kind")]
+
+
+class GuidanceSpec(Spec):
+    """Classifier-free guidance: D = D_u + scale (D_c - D_u) (Ho and Salimans 2022, eq. 6).
+
+    The network must have been trained with label drop-out: D_u is its image for no class.
+
+    Attributes:
+        scale: 1 is the plain conditional image, 0 the unconditional one; the paper's w is
+            scale - 1.
+        channels: which channels are guided. "first_three" leaves the others conditional, as the
+            released DiT samples its four latent channels.
+    """
+
+    scale: float = Field(ge=0)
+    channels: Literal["all", "first_three"] = "all"
+
+    @property
+    def calls(self) -> int:
+        """Network calls per image in one evaluation of the denoiser: 2, or 1 at scale 1."""
+        return 1 if self.scale == 1 else 2

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fleetstep.errors import SamplingError
+from fleetstep.sampling.guidance import calls_per_evaluation
 from fleetstep.sampling.schedules import sigmas
 from fleetstep.sampling.solvers.build import build_step
 from fleetstep.sampling.solvers.step import Denoise, State
@@ -65,14 +66,15 @@ def levels_for(
 ) -> Tensor:
     """The positive levels on which `solver` makes exactly `nfe` calls: float64 [N], descending.
 
-    The range is [0.002, 80] cut to what the denoiser knows; `schedule` None is the solver's own
-    default.
+    The calls are the network's, of which a guided denoiser makes two at a time. The range is
+    [0.002, 80] cut to what the denoiser knows; `schedule` None is the solver's own default.
 
     Raises:
         SamplingError: if `nfe` cannot be reached, or the ranges do not overlap.
     """
     low, high = max(SIGMA_MIN, denoiser.sigma_min), min(SIGMA_MAX, denoiser.sigma_max)
-    return sigmas(schedule or solver.default_schedule, solver.points_for(nfe), low, high)
+    points = solver.points_for(nfe, calls_per_evaluation(denoiser))
+    return sigmas(schedule or solver.default_schedule, points, low, high)
 
 
 def sample(
@@ -112,7 +114,8 @@ def sample(
             f"one label per image is needed: got shape {tuple(labels.shape)}, {len(x_T)} images",
             "pass int64 class ids of shape [B]",
         )
-    declared, counted_before = solver.nfe_for(len(levels)), denoiser.nfe
+    declared = solver.nfe_for(len(levels), calls_per_evaluation(denoiser))
+    counted_before = denoiser.nfe
     if solver.ends_at_zero:
         levels.append(0.0)
 

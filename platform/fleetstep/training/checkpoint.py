@@ -82,7 +82,7 @@ class CheckpointStore:
         facts: RunFacts,
         *,
         images_seen: int,
-        state: Mapping[str, float] | None = None,
+        state: Mapping[str, Any] | None = None,
         on_event: OnEvent = no_event,
     ) -> Checkpoint:
         """Write a checkpoint of `engine.steps`; collective. A sound one that is there stays.

@@ -37,12 +37,16 @@ class RunFacts:
         dataset: fingerprint of the dataset; a difference refuses resume.
         execution: fingerprint of what may change (workers, micro-batch, stage, paths, budget).
         config: the resolved configuration, JSON-able, for people and for snapshots.
+        shape: (C, H, W) of the images.
+        classes: number of classes; 0 if unlabelled.
     """
 
     identity: str
     dataset: str
     execution: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int, int] | None = None
+    classes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,7 @@ class Checkpoint:
         facts: the run it belongs to.
         shapes: shape of every parameter, by name, in the network's order.
         tracks: names of its EMA tracks.
-        states: small numbers that each rank's loop wants back, by rank.
+        states: what each rank's loop wants back, by rank: numbers and lists of numbers.
         parts: file, bytes and sha256 of each rank's part.
     """
 
@@ -66,7 +70,7 @@ class Checkpoint:
     facts: RunFacts
     shapes: Mapping[str, tuple[int, ...]]
     tracks: tuple[str, ...]
-    states: tuple[Mapping[str, float], ...]
+    states: tuple[Mapping[str, Any], ...]
     parts: tuple[Mapping[str, Any], ...]
 
 
@@ -101,12 +105,17 @@ def _from_json(path: Path, content: dict[str, Any]) -> Checkpoint:
         path=path,
         step=content["step"],
         images_seen=content["images_seen"],
-        facts=RunFacts(**content["facts"]),
+        facts=_facts(content["facts"]),
         shapes={name: tuple(shape) for name, shape in content["shapes"].items()},
         tracks=tuple(content["tracks"]),
         states=tuple(content["states"]),
         parts=tuple(content["parts"]),
     )
+
+
+def _facts(content: dict[str, Any]) -> RunFacts:
+    shape = content.get("shape")
+    return RunFacts(**content | {"shape": None if shape is None else tuple(shape)})
 
 
 class CheckpointReader:

@@ -52,8 +52,8 @@ class Engine(Protocol):
         """Optimiser steps taken, those before a `load` included."""
         ...
 
-    def network(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor | None) -> Tensor:
-        """F_BCHW in float32, in training mode."""
+    def network(self, x_BCHW: Tensor, c_noise_B: Tensor, *conditions_B: Tensor | None) -> Tensor:
+        """F_BCHW in float32, in training mode; conditions are labels and augmentation."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -120,9 +120,9 @@ class TorchEngine:
         self._grad_norm = torch.tensor(0.0)
         create_moments(self._optimizer, list(self._params))
 
-    def network(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor | None) -> Tensor:
+    def network(self, x_BCHW: Tensor, c_noise_B: Tensor, *conditions_B: Tensor | None) -> Tensor:
         """F_BCHW in float32, in training mode."""
-        f_BCHW: Tensor = self._module(x_BCHW, c_noise_B, labels_B)
+        f_BCHW: Tensor = self._module(x_BCHW, c_noise_B, *conditions_B)
         return f_BCHW
 
     def backward(self, loss: Tensor) -> None:
@@ -252,9 +252,9 @@ class DeepSpeedEngine:
         self._engine.train()
         create_moments(self._torch_optimizer, self._masters())
 
-    def network(self, x_BCHW: Tensor, c_noise_B: Tensor, labels_B: Tensor | None) -> Tensor:
+    def network(self, x_BCHW: Tensor, c_noise_B: Tensor, *conditions_B: Tensor | None) -> Tensor:
         """F_BCHW in float32, in training mode; c_noise stays float32 (bf16 has 3 digits)."""
-        f_BCHW: Tensor = self._engine(x_BCHW.to(self._dtype), c_noise_B, labels_B)
+        f_BCHW: Tensor = self._engine(x_BCHW.to(self._dtype), c_noise_B, *conditions_B)
         return f_BCHW.float()
 
     def backward(self, loss: Tensor) -> None:

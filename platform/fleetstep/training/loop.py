@@ -11,16 +11,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fleetstep.data import augmentation
+from fleetstep.data.augmentation import Augmentation, dropped_labels
 from fleetstep.data.batch import Batch
 from fleetstep.data.prefetch import BatchSource, Prefetched, prefetched
-from fleetstep.diffusion.loss import DiffusionLoss, noise_at, noise_levels_at
+from fleetstep.diffusion.adaptive import State
+from fleetstep.diffusion.loss import DiffusionLoss, noise_at
 from fleetstep.diffusion.objective import Objective
+from fleetstep.diffusion.precondition import Denoiser
 from fleetstep.errors import CheckpointError, NonFiniteError
+from fleetstep.training.adaptation import Adaptation
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
 from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
 from fleetstep.training.ema import EmaTracks
@@ -28,8 +33,21 @@ from fleetstep.training.engine import Engine
 from fleetstep.training.snapshot import is_reported, mark_reported, snapshot_path, write_snapshot
 from fleetstep.training.spec import BatchPlan, Saves, TrainingSpec, learning_rate, total_steps
 
-Draws = tuple[Tensor, Tensor]
-"""(sigma_B float64, eps_BCHW float32) of a batch's stream positions."""
+
+class Draws(NamedTuple):
+    """What a batch's stream positions draw, on the CPU.
+
+    Attributes:
+        uniforms_B: numbers that the law turns into noise levels, once the step is known.
+        eps_BCHW: standard normal noise, float32.
+        labels_B: class ids after drop-out, int64.
+        augment: how the images are augmented, if they are.
+    """
+
+    uniforms_B: Tensor
+    eps_BCHW: Tensor
+    labels_B: Tensor
+    augment: augmentation.Draws | None
 
 
 class TrainingStream(BatchSource, Protocol):
@@ -90,6 +108,7 @@ class Job:
         engine: holds the network.
         objective: what is trained.
         stream: the data.
+        augmentation: how images are augmented; None not at all.
         prefetch: batches prepared ahead.
         ema: averages over the engine's partition.
         store: checkpoints.
@@ -106,6 +125,7 @@ class Job:
     engine: Engine
     objective: Objective
     stream: TrainingStream
+    augmentation: Augmentation | None = None
     prefetch: int = 2
     ema: EmaTracks
     store: CheckpointStore
@@ -132,24 +152,30 @@ def train(job: Job, start: Checkpoint | None = None) -> Outcome:
         job.store.load(start, engine, job.ema)
         images_seen = start.images_seen
     meter = _Meter(job, start)
+    adaptation = Adaptation(job.objective, engine.group, _adapted(start))
     denoise = job.objective.denoiser(engine.network)
     with _batches(job, images_seen, end) as batches:
         while True:
             stopping = images_seen < end and meter.asked_to_stop(images_seen)
-            saved = _save_if_due(job, images_seen, saved, meter, stopping)
+            saved = _save_if_due(job, images_seen, saved, meter, adaptation, stopping)
             if images_seen >= end or stopping:
                 assert saved is not None  # both are reasons to save
                 return Outcome("stopped" if stopping else "finished", images_seen, saved)
             batch, draws = next(batches)
-            losses = _accumulate(job, denoise, batch, draws, images_seen)
+            losses = _accumulate(job, denoise, batch, draws, images_seen, adaptation)
             engine.step(learning_rate(training, images_seen))
             _check_gradient(engine.grad_norm(), batch, images_seen // training.global_batch)
+            adaptation.advance()
             job.ema.update(images_seen)
             images_seen += training.global_batch
             meter.add(losses)
             job.on_event("step")
             if meter.due(images_seen, end):
-                meter.log(images_seen, end, batches.wait_s)
+                meter.log(images_seen, end, batches.wait_s, adaptation.metrics())
+
+
+def _adapted(start: Checkpoint | None) -> State | None:
+    return None if start is None else start.states[0].get("adaptive")
 
 
 def _batches(job: Job, images_seen: int, end: int) -> Prefetched[Draws]:
@@ -161,42 +187,66 @@ def _batches(job: Job, images_seen: int, end: int) -> Prefetched[Draws]:
             yield first + job.engine.group.rank * plan.per_worker, plan.per_worker
 
     def draws(batch: Batch) -> Draws:
-        sigma_B = noise_levels_at(job.objective, seed, batch.first, len(batch))
-        return sigma_B, noise_at(seed, batch.first, len(batch), batch.images.shape[1:])
+        first, count = batch.first, len(batch)
+        labels_B = torch.from_numpy(batch.labels)
+        augmentation = job.augmentation
+        return Draws(
+            job.objective.coupling.uniforms(seed, first, count),
+            noise_at(seed, first, count, batch.images.shape[1:]),
+            dropped_labels(labels_B, seed, first, job.training.label_dropout),
+            None if augmentation is None else augmentation.draws(seed, first, count),
+        )
 
     return prefetched(job.stream, positions(), job.prefetch, draws)
 
 
 def _accumulate(
-    job: Job, denoise: Callable[..., Tensor], batch: Batch, draws: Draws, images_seen: int
+    job: Job,
+    denoise: Denoiser,
+    batch: Batch,
+    draws: Draws,
+    images_seen: int,
+    adaptation: Adaptation,
 ) -> list[float]:
     """Forward and backward of the worker's micro-batches; their mean losses."""
-    device, step = job.engine.device, images_seen // job.training.global_batch
+    step, size = images_seen // job.training.global_batch, job.plan.micro_batch
     loss_of = DiffusionLoss(job.objective)
-    x0_BCHW = torch.from_numpy(batch.images).to(device).float() / 127.5 - 1
-    labels_B = torch.from_numpy(batch.labels).to(device) if job.stream.classes else None
-    sigma_B, eps_BCHW = (draw.to(device) for draw in draws)
+    inputs = _inputs(job, batch, draws, step, adaptation.state)
     losses = []
     for m in range(job.plan.accumulation):
-        rows = slice(m * job.plan.micro_batch, (m + 1) * job.plan.micro_batch)
         _seed_dropout(job.training.seed, step, m, job.engine.group.rank)
-        per_sample_B = loss_of(
-            denoise,  # type: ignore[arg-type]
-            x0_BCHW[rows],
-            None if labels_B is None else labels_B[rows],
-            sigma_B[rows],
-            eps_BCHW[rows],
-            step,
+        x0_BCHW, labels_B, sigma_B, eps_BCHW, augment_BA = (
+            None if values is None else values[m * size : (m + 1) * size] for values in inputs
         )
-        loss = per_sample_B.mean()
+        assert x0_BCHW is not None
+        assert sigma_B is not None
+        assert eps_BCHW is not None
+        found = loss_of.parts(denoise, x0_BCHW, labels_B, sigma_B, eps_BCHW, step, augment_BA)
+        weighted_B = adaptation.weighted(found.denoising_B, batch.first + m * size)
+        loss = found._replace(denoising_B=weighted_B).total_B().mean()
         job.engine.backward(loss)
         losses.append(loss.detach())
     values: list[float] = torch.stack(losses).tolist()
     for m, value in enumerate(values):
         if not math.isfinite(value):
-            first = batch.first + m * job.plan.micro_batch
-            raise _not_finite(f"the loss is {value}", step, first, job.plan.micro_batch)
+            first = batch.first + m * size
+            raise _not_finite(f"the loss is {value}", step, first, size)
     return values
+
+
+def _inputs(
+    job: Job, batch: Batch, draws: Draws, step: int, state: State | None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    """(x0_BCHW, labels_B, sigma_B, eps_BCHW, augment_BA) of a worker's slice, on its device."""
+    device = job.engine.device
+    x0_BCHW = torch.from_numpy(batch.images).to(device).float() / 127.5 - 1
+    labels_B = draws.labels_B.to(device) if job.stream.classes else None
+    sigma_B = job.objective.levels(draws.uniforms_B, batch.first, step, state).to(device)
+    augment_BA = None
+    if job.augmentation is not None:
+        assert draws.augment is not None
+        x0_BCHW, augment_BA = job.augmentation.apply(x0_BCHW, draws.augment)
+    return x0_BCHW, labels_B, sigma_B, draws.eps_BCHW.to(device), augment_BA
 
 
 def _seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
@@ -218,7 +268,12 @@ def _not_finite(what: str, step: int, first: int, count: int) -> NonFiniteError:
 
 
 def _save_if_due(
-    job: Job, images_seen: int, saved: Checkpoint | None, meter: _Meter, stopping: bool
+    job: Job,
+    images_seen: int,
+    saved: Checkpoint | None,
+    meter: _Meter,
+    adaptation: Adaptation,
+    stopping: bool,
 ) -> Checkpoint | None:
     """Checkpoint and snapshot (cut from a checkpoint) where they are due; the last checkpoint."""
     due = Saves.of(job.training)
@@ -231,7 +286,7 @@ def _save_if_due(
                 job.ema,
                 job.facts,
                 images_seen=images_seen,
-                state=meter.state(),
+                state=meter.state() | adaptation.checkpointed(),
                 on_event=job.on_event,
             )
             job.callbacks.report(saved)
@@ -278,7 +333,7 @@ class _Meter:
         self._waited = 0.0
         self._since = time.perf_counter()
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this rank's meter."""
         return {"loss_sum": self._loss_sum, "loss_steps": self._steps}
 
@@ -293,14 +348,14 @@ class _Meter:
         step = images_seen // self._job.training.global_batch
         return step % self._job.training.log_every == 0 or images_seen >= end
 
-    def log(self, images_seen: int, end: int, waited_s: float) -> None:
-        """Reduce over workers, tell rank 0's `log`, and start over."""
+    def log(self, images_seen: int, end: int, waited_s: float, more: Mapping[str, float]) -> None:
+        """Reduce over workers, tell rank 0's `log` this and `more`, and start over."""
         job, group = self._job, self._job.engine.group
         total = float(group.sum(torch.tensor([self._loss_sum], dtype=torch.float64)))
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         rate = self._timed_steps * job.training.global_batch / elapsed
         if group.rank == 0:
-            metrics = {
+            metrics: dict[str, float] = {
                 "train/loss": total / group.world / self._steps,
                 "train/lr": learning_rate(job.training, images_seen - job.training.global_batch),
                 "train/grad_norm": job.engine.grad_norm(),
@@ -309,7 +364,7 @@ class _Meter:
                 "train/kimg": images_seen / 1000,
                 "train/eta_s": (end - images_seen) / rate,
             }
-            job.callbacks.log(images_seen, metrics)
+            job.callbacks.log(images_seen, metrics | dict(more))
         self._loss_sum, self._steps, self._timed_steps = 0.0, 0, 0
         self._waited = waited_s
         self._since = time.perf_counter()

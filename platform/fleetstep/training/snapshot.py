@@ -2,7 +2,10 @@
 
 snapshots/images-000012800/
     ema.safetensors            one file a track: the network's parameters and buffers, fp32
-    snapshot.json              written with them: progress, hashes, configuration, fingerprints
+    snapshot.json              written with them: progress, hashes, configuration, fingerprints,
+                               and the images that the network is for
+
+Weights imported from elsewhere are such a folder too, with one track.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,36 +69,79 @@ def _write(root: Path, path: Path, checkpoint: Checkpoint, on_event: OnEvent) ->
         if not damages_of(path) and identity_of(path) == checkpoint.facts.identity:
             return
         remove_folder(path, FACTS)
-    temporary = path.with_name(f".{path.name}.tmp")
+    facts = checkpoint.facts
+    with CheckpointReader(checkpoint) as reader:
+        tracks = ((track, _weights(reader, checkpoint, track)) for track in checkpoint.tracks)
+        _write_folder(
+            path,
+            tracks,
+            {
+                "step": checkpoint.step,
+                "images_seen": checkpoint.images_seen,
+                "identity": facts.identity,
+                "dataset": facts.dataset,
+                "shape": None if facts.shape is None else list(facts.shape),
+                "classes": facts.classes,
+                "config": dict(facts.config),
+            },
+            on_event,
+        )
+    on_event("snapshot:done")
+
+
+def _weights(reader: CheckpointReader, checkpoint: Checkpoint, track: str) -> dict[str, Tensor]:
+    weights = {
+        name: reader.read(f"ema.{track}", name, 0, math.prod(shape)).view(shape)
+        for name, shape in checkpoint.shapes.items()
+    }
+    return weights | reader.buffers
+
+
+def write_imported(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write weights that no run here trained as a snapshot with the one track "ema".
+
+    Args:
+        path: the snapshot's folder, which appears whole or not at all.
+        weights: the network's state dict, fp32.
+        facts: what `read_snapshot` gives back, but for format and tracks.
+
+    Raises:
+        CheckpointError: the folder exists already, or cannot be written.
+    """
+    if path.exists():
+        raise CheckpointError(f"{path} exists already", "choose another --out, or remove it")
+    try:
+        _write_folder(path, [("ema", dict(weights))], facts)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error}", "free space or fix permissions"
+        ) from error
+    finally:
+        shutil.rmtree(_temporary(path), ignore_errors=True)
+
+
+def _write_folder(
+    path: Path,
+    tracks: Iterable[tuple[str, dict[str, Tensor]]],
+    facts: Mapping[str, Any],
+    on_event: OnEvent = no_event,
+) -> None:
+    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     entries: dict[str, Any] = {}
-    with CheckpointReader(checkpoint) as reader:
-        for track in checkpoint.tracks:
-            weights: dict[str, Tensor] = {
-                name: reader.read(f"ema.{track}", name, 0, math.prod(shape)).view(shape)
-                for name, shape in checkpoint.shapes.items()
-            }
-            weights |= reader.buffers
-            file = temporary / f"{track}.safetensors"
-            write_whole(file, lambda target, weights=weights: save_file(weights, target))  # type: ignore[misc]
-            entries[track] = entry_of(file)
+    for track, weights in tracks:
+        file = temporary / f"{track}.safetensors"
+        write_whole(file, lambda target, weights=weights: save_file(weights, target))  # type: ignore[misc]
+        entries[track] = entry_of(file)
     on_event("snapshot:weights-written")
-    write_json(
-        temporary / FACTS,
-        {
-            "format": FORMAT,
-            "step": checkpoint.step,
-            "images_seen": checkpoint.images_seen,
-            "tracks": entries,
-            "identity": checkpoint.facts.identity,
-            "dataset": checkpoint.facts.dataset,
-            "config": dict(checkpoint.facts.config),
-        },
-    )
+    write_json(temporary / FACTS, {"format": FORMAT, "tracks": entries, **facts})
     temporary.rename(path)
-    sync(root)
-    on_event("snapshot:done")
+    sync(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def damages_of(path: Path) -> list[str]:
@@ -121,7 +168,8 @@ def read_snapshot(path: Path, track: str) -> tuple[dict[str, Tensor], dict[str, 
     """The network's state dict (fp32, on the CPU) under one EMA track, and the snapshot's facts.
 
     Facts: format, step, images_seen, tracks {name: {file, bytes, sha256}}, identity, dataset,
-    config.
+    shape [C, H, W], classes, config; of imported weights also imported_from {file, sha256, format,
+    notes}. Older snapshots name neither shape nor classes: their dataset does.
 
     Raises:
         CheckpointError: there is no such snapshot or track, or it is damaged.

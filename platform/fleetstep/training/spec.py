@@ -11,6 +11,7 @@ from fleetstep.spec import Span, Spec, span_images
 
 Precision = Literal["fp32", "bf16"]
 ZeroStage = Literal[0, 1, 2, 3]
+Compile = Literal["off", "inductor", "aot_eager"]
 TrackName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 
@@ -31,7 +32,11 @@ class OptimizerSpec(Spec):
 
 
 class EmaSpec(Spec):
-    """One moving average of the weights, by images (Karras et al. 2022, released code)."""
+    """One moving average of the weights, by images (Karras et al. 2022, released code).
+
+    A constant decay per step is a half-life without a ramp: DiT's 0.9999 at a global batch of 256
+    is ln 2 / -ln 0.9999 * 256 = 1,774,368 images with `ramp_ratio: null`.
+    """
 
     half_life: Annotated[Span, Field(description="Images after which a weight counts half.")] = (
         500_000
@@ -55,9 +60,9 @@ class HeldOutSpec(Spec):
 class TrainingSpec(Spec):
     """The `training` section of an experiment.
 
-    Execution (micro_batch, precision's memory, zero_stage, cadences) may change on resume; what
-    decides the numbers (budget-relative spans, global_batch, seed, optimizer, ramp, ema,
-    precision) may not.
+    Execution (micro_batch, precision's memory, zero_stage, checkpointing, compile, cadences) may
+    change on resume; what decides the numbers (budget-relative spans, global_batch, seed,
+    optimizer, ramp, ema, label_dropout, precision) may not.
     """
 
     images: Annotated[PositiveInt, Field(description="Budget: training images to be seen.")]
@@ -74,7 +79,22 @@ class TrainingSpec(Spec):
         Span, Field(description="Images over which the learning rate grows from zero.")
     ] = 10_000_000
     ema: dict[TrackName, EmaSpec] = Field({"ema": EmaSpec()}, min_length=1)
+    label_dropout: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of the images trained without their label, which classifier-free "
+            "guidance needs.",
+        ),
+    ] = 0.0
     precision: Precision = "fp32"
+    activation_checkpointing: Annotated[
+        bool, Field(description="Compute blocks again in the backward: less memory, more time.")
+    ] = False
+    compile: Annotated[
+        Compile, Field(description="Back end of torch.compile; off runs the network as it is.")
+    ] = "off"
     zero_stage: Annotated[
         ZeroStage | None,
         Field(description="DeepSpeed ZeRO stage; null: 0 for one fp32 worker, else 1."),
@@ -171,9 +191,19 @@ class Saves:
         """Whether a checkpoint is due; a snapshot is cut from one."""
         return self.snapshot(images_seen) or self._due(self.checkpoint_every, images_seen)
 
-    def points(self) -> range:
-        """Images seen before the first step and after each one."""
-        return range(0, self.end + 1, self.global_batch)
+    def snapshots(self) -> frozenset[int]:
+        """Images seen at every snapshot of the run."""
+        return self._points(self.snapshot_every)
+
+    def checkpoints(self) -> frozenset[int]:
+        """Images seen at every checkpoint of the run."""
+        return self.snapshots() | self._points(self.checkpoint_every)
+
+    def _points(self, every: int) -> frozenset[int]:
+        """Where `_due` holds, without asking each of a million steps; and the start."""
+        batch = self.global_batch
+        due = {-(-n // batch) * batch for n in range(every, self.end + 1, max(every, batch))}
+        return frozenset({0, *due, self.end})
 
     def _due(self, every: int, images_seen: int) -> bool:
         """Whether a multiple of `every` was reached by the last batch, or the end."""

@@ -1,4 +1,4 @@
-"""Augmentation: horizontal flips, decided by the position in the stream.
+"""Horizontal flips, decided by the position in the stream.
 
 Legend: B batch, C channels, H W pixels.
 """

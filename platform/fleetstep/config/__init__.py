@@ -1,0 +1,42 @@
+"""One closed, frozen tree for a run, one for a sweep; everything wrong with a file is reported at
+once.
+
+A configuration is a YAML file, which may begin with `base: other.yaml`, plus `key.sub=value`
+overrides. `load` reads it and names every problem it can see without importing torch: unknown
+keys with a suggestion, wrong kinds with the valid ones, impossible combinations with the numbers
+and the nearest that works.
+"""
+
+from fleetstep.config.checks import how_to_pack
+from fleetstep.config.loading import (
+    dump,
+    flatten,
+    load,
+    manifest_of,
+    with_absolute_paths,
+)
+from fleetstep.config.secrets import resolve_secrets
+from fleetstep.config.specs import (
+    ClusterSpec,
+    Experiment,
+    GridSpec,
+    PublishedSpec,
+    SweepSpec,
+    TrackingSpec,
+)
+
+__all__ = [
+    "ClusterSpec",
+    "Experiment",
+    "GridSpec",
+    "PublishedSpec",
+    "SweepSpec",
+    "TrackingSpec",
+    "dump",
+    "flatten",
+    "how_to_pack",
+    "load",
+    "manifest_of",
+    "resolve_secrets",
+    "with_absolute_paths",
+]

@@ -1,0 +1,121 @@
+"""YAML files, the files they are based on, and overrides, merged into one tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fleetstep.errors import ConfigError
+
+BASE = "base"
+# A published number stands for exactly the file it is written in.
+_NOT_INHERITED = frozenset({"published"})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tree of a file laid over those it is based on.
+
+    `base: other.yaml`, relative to the file, names the file beneath. Sections merge key by key; a
+    section of another `kind` replaces the one beneath, as do lists and values. `published` is not
+    inherited.
+
+    Raises:
+        ConfigError: if a file is missing, is no YAML mapping, or is based on itself; it names the
+            files from the first to the one at fault.
+    """
+    return _read(path, ())
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    chain = (*readers, path)
+    if any(_same(path, reader) for reader in readers):
+        raise ConfigError([f"base: {_arrows(chain)} goes round in a circle; remove one base"])
+    tree = _parsed(path, chain)
+    if BASE not in tree:
+        return tree
+    base = tree.pop(BASE)
+    if not isinstance(base, str) or not base:
+        raise ConfigError([f"base: must be the path of a file, got {base!r} in {path}"])
+    beneath = _read(path.parent / base, chain)
+    for key in _NOT_INHERITED:
+        beneath.pop(key, None)
+    return merged(beneath, tree)
+
+
+def merged(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree laid over another; see `read` for the rule."""
+    result = dict(beneath)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _another(old, value):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _another(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a section is of another kind than the one beneath it."""
+    return "kind" in new and new["kind"] != old.get("kind")
+
+
+def _parsed(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    via = f" (base: {_arrows(chain)})" if len(chain) > 1 else ""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        advice = "correct base" if via else "presets are in pipelines/presets"
+        raise ConfigError([f"{path} does not exist{via}; {advice}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be read{via}: {error.strerror}"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} is not YAML{via}: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            [f"{path} must hold a mapping of sections, got {type(tree).__name__}{via}"]
+        )
+    return tree
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _arrows(chain: tuple[Path, ...]) -> str:
+    return " -> ".join(map(str, chain))
+
+
+def apply_override(tree: dict[str, Any], override: str) -> str | None:
+    """Set one `key.sub=value` in place; returns a problem instead of raising, so that all are
+    reported.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        return f"override {override!r} is not of the form key.sub=value"
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return f"override {override!r}: the value is not YAML"
+    node: Any = tree
+    *path, last = key.split(".")
+    for step in path:
+        if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+            node = node[int(step)]
+        elif isinstance(node, dict):
+            if node.get(step) is None:
+                node[step] = {}
+            node = node[step]
+        else:
+            return (
+                f"override {override!r}: {step!r} is not inside a section or a list of that length"
+            )
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        return f"override {override!r}: {last!r} is not inside a section or a list of that length"
+    return None

@@ -1,0 +1,218 @@
+"""Every preset of the papers: it loads, says what it stands for, prints its plan, and trains."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fleetstep import rng
+from fleetstep.config import Experiment, SweepSpec, load
+from fleetstep.config.files import read
+from fleetstep.data.augmentation import Augmentation
+from fleetstep.data.batch import Batch
+from fleetstep.errors import ConfigError
+from fleetstep.orchestration.pieces import network_of, objective_of
+from fleetstep.orchestration.preview import preview_training
+from fleetstep.training.checkpoint import CheckpointStore
+from fleetstep.training.checkpoint_format import RunFacts
+from fleetstep.training.ema import EmaTracks
+from fleetstep.training.engine import TorchEngine
+from fleetstep.training.loop import Callbacks, Job, train
+from fleetstep.training.spec import BatchPlan
+
+PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
+
+
+def script() -> ModuleType:
+    path = PRESETS.parent / "preset_table.py"
+    spec = importlib.util.spec_from_file_location("preset_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLE = script()
+FILES: list[Path] = TABLE.files()
+SWEEPS = [path for path in FILES if "runs" in read(path)]
+EXPERIMENTS = [path for path in FILES if path not in SWEEPS]
+PAPERS = [path for path in EXPERIMENTS if path.parent != PRESETS]
+BATCH = 10  # shared equally by ANT-UW's five clusters, and a whole number of reflected pairs
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PRESETS).with_suffix("").as_posix()
+
+
+def experiment(path: Path, *overrides: str) -> Experiment:
+    return load(Experiment, path, overrides, data_required=False)
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_an_experiment_passes_its_dry_run_and_states_what_it_stands_for(path: Path):
+    spec = experiment(path)
+    text = preview_training(spec).text()
+    assert spec.published
+    assert all(entry.text in text for entry in spec.published)
+    assert f"process {spec.process.kind}" in text
+    assert all(f"  {strategy.label}: " in text for strategy in spec.strategies)
+    assert "NOT THERE" in text
+    assert ("cannot pack yet" in text) == spec.data.expects.latents  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=name)
+def test_a_sweep_names_runs_of_presets(path: Path):
+    sweep = load(SweepSpec, path)
+    assert sweep.published or path.stem == "digits-sweep"
+    known = {read(found)["name"] for found in EXPERIMENTS}
+    assert {Path(run).name for run in sweep.runs} <= known
+    assert {entry.nfe for entry in sweep.published} <= set(sweep.nfe)
+
+
+def test_no_two_presets_are_the_same_experiment_or_share_a_name():
+    specs = [experiment(path) for path in PAPERS]
+    assert len({spec.name for spec in specs}) == len(specs)
+    assert len({spec.identity(spec.data.path) for spec in specs}) == len(specs)
+
+
+def test_the_table_of_presets_is_up_to_date():
+    assert TABLE.README.read_text() == TABLE.table(), "run: python pipelines/preset_table.py"
+
+
+def test_every_file_says_what_it_is():
+    assert [path for path in FILES if not TABLE.sentence(path)] == []
+
+
+def test_the_recipes_of_the_papers_as_numbers():
+    # FDM, appendix A.1, and its released commands: steps of the warm-up, and the multiplier.
+    steps = {"cifar10": (200, 400, 400), "ffhq64": (800, 400, 400), "afhqv2-64": (400, 400, 400)}
+    multipliers = {"cifar10": (2, 2, 1), "ffhq64": (1, 1, 1), "afhqv2-64": (2, 2, 1)}
+    for dataset, batch, rate in (
+        ("cifar10", 512, 1e-3),
+        ("ffhq64", 256, 2e-4),
+        ("afhqv2-64", 256, 2e-4),
+    ):
+        for at, process in enumerate(("edm", "vp", "ve")):
+            spec = experiment(PRESETS / "fdm" / dataset / f"{process}-fdm.yaml")
+            (fdm,) = spec.strategies
+            assert (spec.training.global_batch, spec.training.optimizer.lr) == (batch, rate)
+            assert spec.process.kind == process
+            assert spec.network.kind == ("ncsnpp" if process == "ve" else "ddpmpp")
+            assert fdm.multiplier == multipliers[dataset][at]  # type: ignore[union-attr]
+            assert fdm.warmup.window == steps[dataset][at] * batch  # type: ignore[union-attr]
+    # SpeeD, table 8: batch 256, AdamW at 1e-4, and 50K, 100K, 400K steps.
+    for dataset, thousands in (("metfaces", 50), ("ffhq", 100), ("imagenet", 400)):
+        training = experiment(PRESETS / "speed" / dataset / "dit-xl-speed-paper.yaml").training
+        assert training.images == thousands * 1000 * 256
+        assert (training.global_batch, training.optimizer.kind) == (256, "adamw")
+        assert (training.optimizer.lr, training.optimizer.weight_decay) == (1e-4, 0)
+
+
+def test_published_numbers_are_those_of_the_tables():
+    edm_fdm = experiment(PRESETS / "fdm" / "cifar10" / "edm-fdm.yaml").published
+    found = [(entry.images, entry.value) for entry in edm_fdm if entry.where == "Table 2"]
+    assert found == [(50e6, 2.17), (100e6, 1.93), (150e6, 1.83), (200e6, 1.79)]
+    speed = experiment(PRESETS / "speed" / "metfaces" / "dit-xl-speed-paper.yaml").published
+    assert [entry.value for entry in speed] == [367.3, 23.4, 22.6, 22.1, 21.1, 21.13]
+    doubtful = experiment(PRESETS / "speed" / "ffhq" / "dit-xl-logit-normal.yaml").published
+    assert sum("unreliable" in entry.note for entry in doubtful) == 4
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=name)
+def test_two_steps_at_shrunken_width(path: Path, tmp_path: Path):
+    spec = shrunken(path)
+    losses: list[float] = []
+    expects = spec.data.expects
+    assert expects is not None
+    shape = (expects.channels, expects.resolution, expects.resolution)
+    network = network_of(spec, shape, expects.classes)
+    before = [weight.clone() for weight in network.parameters()]
+    job = job_of(spec, network, Pictures(shape, expects.classes), tmp_path, losses)
+    assert train(job).images_seen == 2 * BATCH
+    after = list(network.parameters())
+    assert np.isfinite(losses).all()
+    assert len(losses) == 2
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert all(torch.isfinite(weight).all() for weight in after)
+
+
+def shrunken(path: Path) -> Experiment:
+    """The preset with a tiny network, a tiny batch and two steps; its method stays as it is."""
+    whole = experiment(path)
+    network: dict[str, Any] = whole.network.model_dump(mode="json")
+    if network["kind"] == "dit":
+        network |= {"depth": 2, "width": 16, "heads": 2}
+    else:
+        network |= {"channels": 4, "blocks": 1}
+    assert whole.data.expects is not None
+    side = min(whole.data.expects.resolution, 32)
+    small = experiment(
+        path,
+        f"network={network}",
+        f"data.expects.resolution={side}",
+        f"training.global_batch={BATCH}",
+        f"training.images={2 * BATCH}",
+        "training.lr_ramp=0",
+        "training.log_every=1",
+        "training.checkpoint_every=100%",
+        "training.snapshot_every=100%",
+        "cluster={workers: 1}",
+    )
+    assert (small.process, small.strategies) == (whole.process, whole.strategies)
+    assert small.data.augment == whole.data.augment
+    assert small.training.label_dropout == whole.training.label_dropout
+    return small
+
+
+class Pictures:
+    """An endless stream of pictures of the shape and classes that a preset expects."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        self.shape, self.classes = shape, classes
+
+    def batch(self, first: int, count: int) -> Batch:
+        bits = rng.bits(0, "picture", first, count, self.shape) % np.uint64(256)
+        positions = np.arange(first, first + count)
+        labels = positions % self.classes if self.classes else np.full(count, -1)
+        return Batch(bits.astype(np.uint8), labels.astype(np.int64), first)
+
+
+def job_of(
+    spec: Experiment, network: nn.Module, stream: Pictures, root: Path, losses: list[float]
+) -> Job:
+    """The plain loop on one process, from the pieces that a worker of a cluster builds."""
+    training, plan = spec.training, BatchPlan(1, BATCH, BATCH, 1)
+    engine = TorchEngine(network, training.optimizer, plan)
+
+    def log(_: int, metrics: Mapping[str, float]) -> None:
+        losses.append(metrics["train/loss"])
+
+    return Job(
+        training=training,
+        plan=plan,
+        engine=engine,
+        objective=objective_of(spec),
+        stream=stream,
+        augmentation=Augmentation(spec.data.augment) if spec.data.augment else None,
+        ema=EmaTracks(
+            training.ema, budget=training.images, global_batch=BATCH, owned=engine.owned()
+        ),
+        store=CheckpointStore(root / "checkpoints"),
+        snapshots=root / "snapshots",
+        facts=RunFacts(identity="i", dataset="d", config={"name": spec.name}),
+        callbacks=Callbacks(log=log),
+    )
+
+
+def test_a_preset_for_latents_cannot_be_trained_yet():
+    with pytest.raises(ConfigError, match="latents of a VAE, which this version cannot pack yet"):
+        load(Experiment, PRESETS / "speed" / "metfaces" / "dit-xl.yaml")
