@@ -181,7 +181,7 @@ def test_held_out_errors_are_edm_weighted():
     x0, levels, sd = (0.25, -1.0, 0.5, 1.0), (0.3, 4.0), 0.5
     sums = held_out_errors(
         objective(FdmSpec(), SPEED).denoiser(lambda x, c_noise, labels: torch.ones_like(x)),
-        sd,
+        objective().own_weight,
         torch.tensor(x0).view(1, 1, 2, 2),
         None,
         6,
@@ -209,7 +209,7 @@ def test_the_best_linear_denoiser_of_gaussian_data_has_held_out_error_one(strate
     built, count = objective(*strategies), 600
     x0 = 0.5 * noise_at(11, 0, count, SHAPE)
     levels = held_out_levels(built, 8, 5, 0, count)
-    sums = held_out_errors(built.denoiser(zero), 0.5, x0, None, 0, levels, 5)
+    sums = held_out_errors(built.denoiser(zero), built.own_weight, x0, None, 0, levels, 5)
     assert sums.dtype == torch.float64
     # 9600 squared normals a level: standard error sqrt(2 / 9600) = 0.0144
     assert (sums / count - 1).abs().max().item() < 4 * 0.0144
@@ -222,7 +222,8 @@ def test_held_out_errors_add_over_batches_and_have_their_own_noise():
 
     def errors(first, end, seed=5, noise_of=0):
         levels = held_out_levels(built, 8, 5, first, end - first)
-        return held_out_errors(denoiser, 0.5, x0[first:end], None, noise_of + first, levels, seed)
+        rows, index = x0[first:end], noise_of + first
+        return held_out_errors(denoiser, built.own_weight, rows, None, index, levels, seed)
 
     whole = errors(0, 20)
     assert torch.allclose(whole, sum(errors(*cut) for cut in ((0, 7), (7, 9), (9, 20))), rtol=1e-6)
@@ -235,7 +236,7 @@ def test_held_out_errors_leave_no_graph():
     built = objective()
     denoiser = built.denoiser(lambda x, c, labels: weight * x)
     levels = held_out_levels(built, 8, 5, 0, 2)
-    sums = held_out_errors(denoiser, 0.5, torch.zeros(2, *SHAPE), None, 0, levels, 5)
+    sums = held_out_errors(denoiser, built.own_weight, torch.zeros(2, *SHAPE), None, 0, levels, 5)
     assert not sums.requires_grad
 
 
@@ -270,7 +271,7 @@ def test_the_loss_is_the_plain_error_of_what_the_network_predicts(kind, predicti
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_errors_are_the_same_for_the_same_denoiser_of_any_prediction(kind):
-    """D = 0.4 x, said as eps, x0, v and F: one error, under EDM's weight with the process's sd."""
+    """D = 0.4 x, said as eps, x0, v and F: one error, under the process's own weight."""
     sums = []
     for prediction in get_args(Prediction):
         process = kind(prediction=prediction)
@@ -284,14 +285,16 @@ def test_held_out_errors_are_the_same_for_the_same_denoiser_of_any_prediction(ki
             factor = (0.4 - c_skip) / c_out / c_in
             return factor.view(-1, 1, 1, 1) * scaled.double()
 
-        denoiser, sd = built.denoiser(network), sigma_data_of(process)
-        sums.append(held_out_errors(denoiser, sd, x0, None, 0, levels, 5))
+        sums.append(
+            held_out_errors(built.denoiser(network), built.own_weight, x0, None, 0, levels, 5)
+        )
     for other in sums[1:]:
         assert torch.allclose(sums[0], other, rtol=1e-6, atol=0)
     noise = torch.from_numpy(rng.draw(5, "held-out-noise", 0, 24, SHAPE)).view(6, 4, *SHAPE)
     rows = levels.view(6, 4, 1, 1, 1)
     error = (0.4 * (x0.unsqueeze(1) + rows * noise) - x0.unsqueeze(1)).square().mean((2, 3, 4))
-    weight = (levels**2 + sd**2) / (levels * sd) ** 2
+    is_edm, sd = kind is EdmSpec, 0.5
+    weight = (levels**2 + sd**2) / (levels * sd) ** 2 if is_edm else levels**-2
     assert torch.allclose(sums[0], (weight * error).sum(0), rtol=1e-6, atol=0)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fleetstep import rng
 from fleetstep.diffusion.objective import Objective
 from fleetstep.diffusion.precondition import Denoiser
-from fleetstep.diffusion.weighting import EdmWeight
+from fleetstep.diffusion.weighting import Weighting
 
 
 def noise_levels_at(
@@ -121,7 +121,7 @@ def held_out_levels(objective: Objective, bins: int, seed: int, first: int, coun
 @torch.no_grad()
 def held_out_errors(
     denoiser: Denoiser,
-    sigma_data: float,
+    weight: Weighting,
     x0_BCHW: Tensor,
     labels_B: Tensor | None,
     first: int,
@@ -132,12 +132,12 @@ def held_out_errors(
 
     They add over batches and workers.
 
-    The error of one image is the mean over C, H and W of (D - x0)^2 under EDM's weight (sigma^2 +
-    sd^2) / (sigma sd)^2, free of clamps and multipliers, whatever the network predicts.
+    The error of one image is the mean over C, H and W of (D - x0)^2 under the process's own
+    weight, free of clamps and multipliers, whatever the network predicts.
 
     Args:
         denoiser: D in evaluation mode (dropout would count as error).
-        sigma_data: sd, the standard deviation of the data that the process assumes.
+        weight: the objective's `own_weight`.
         x0_BCHW: held-out images `first` .. `first + B - 1`, in [-1, 1], float32.
         labels_B: class ids (int64), or None.
         first: index of the first image in the held-out set; image i meets noise (seed, i J + j) in
@@ -148,7 +148,7 @@ def held_out_errors(
     count, bins = sigma_BJ.shape
     noise = rng.draw(seed, "held-out-noise", first * bins, count * bins, tuple(x0_BCHW.shape[1:]))
     eps_BJCHW = torch.from_numpy(noise.reshape(count, bins, *noise.shape[1:])).to(x0_BCHW.device)
-    sums_J, weight = torch.empty(bins, dtype=torch.float64), EdmWeight(sigma_data)
+    sums_J = torch.empty(bins, dtype=torch.float64)
     for j, sigma_B in enumerate(sigma_BJ.to(x0_BCHW.device).unbind(1)):
         d_BCHW = denoiser(_noised(x0_BCHW, sigma_B, eps_BJCHW[:, j]), sigma_B, labels_B)
         error_B = (d_BCHW - x0_BCHW).square().mean((1, 2, 3))

@@ -41,7 +41,7 @@ from fleetstep.diffusion.strategies import (
 )
 from fleetstep.diffusion.strategies.context import Context
 from fleetstep.diffusion.variance import VarianceBound
-from fleetstep.diffusion.weighting import Clamp, Weighting, base_weight_of
+from fleetstep.diffusion.weighting import Clamp, Weighting, base_weight_of, own_weight_of
 from fleetstep.errors import ConfigError
 
 
@@ -63,6 +63,8 @@ class Objective:
         variance: the bound that trains a learned variance; it is not weighted.
         reduction: of an image's squared error: EDM sums it, DDPM takes its mean.
         base_noise_levels: the process's own law, which no strategy changes: held-out levels.
+        own_weight: the process's own weight, which neither strategies nor the prediction change:
+            held-out errors.
     """
 
     process: Process
@@ -77,6 +79,7 @@ class Objective:
     variance: VarianceBound | None = None
     reduction: Literal["sum", "mean"] = "sum"
     base_noise_levels: NoiseLevels
+    own_weight: Weighting
 
     def law(self, step: int, state: State | None = None) -> NoiseLevels:
         """The law at an optimiser step, under the state of what is adaptive (None: its start)."""
@@ -188,4 +191,5 @@ def _plain(process: ProcessSpec) -> Objective:
         ),
         reduction="mean" if discrete else "sum",
         base_noise_levels=law,
+        own_weight=own_weight_of(process),
     )

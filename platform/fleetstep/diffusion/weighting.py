@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fleetstep.diffusion.spec import ProcessSpec, sigma_data_of
+from fleetstep.diffusion.spec import EdmSpec, ProcessSpec, sigma_data_of
 
 Weighting = Callable[[Tensor], Tensor]
 """sigma_B -> weight_B."""
@@ -61,6 +61,16 @@ def base_weight_of(process: ProcessSpec) -> Weighting:
             return EdmWeight(1.0)
         case "F":
             return EdmWeight(sigma_data_of(process))
+
+
+def own_weight_of(process: ProcessSpec) -> Weighting:
+    """The weight a process is published with, whatever the network here predicts: EDM's for edm,
+    1 / sigma^2 for the others.
+
+    An eps-prediction makes errors of D that grow with sigma^2: under EDM's weight the highest
+    levels of VP, whose sigma is 150, would be all that counts.
+    """
+    return EdmWeight(process.sigma_data) if isinstance(process, EdmSpec) else EpsWeight()
 
 
 @dataclass(frozen=True)

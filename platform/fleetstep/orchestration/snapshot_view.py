@@ -78,7 +78,7 @@ class SnapshotView:
         self.network.load_state_dict(dict(weights))
 
     def held_out(self) -> dict[str, float]:
-        """`held_out/loss`, the EDM-weighted error over the process's own noise levels, and
+        """`held_out/loss`, the error over the process's own noise levels under its own weight, and
         `held_out/bin<j>` over each of their bins.
         """
         denoiser, classes = self._denoiser(), self.stream.classes
@@ -91,8 +91,8 @@ class SnapshotView:
             x0_BCHW = torch.from_numpy(batch.images).to(self.device).float() / 127.5 - 1
             labels_B = torch.from_numpy(batch.labels).to(self.device) if classes else None
             sigma_BJ = held_out_levels(self.objective, bins, SEED, start, size)
-            sd = self.objective.process.reference_std
-            sums_J += held_out_errors(denoiser, sd, x0_BCHW, labels_B, start, sigma_BJ, SEED)
+            weight = self.objective.own_weight
+            sums_J += held_out_errors(denoiser, weight, x0_BCHW, labels_B, start, sigma_BJ, SEED)
         mean_J = self.group.sum(sums_J) / self._images
         parts = {f"held_out/bin{j}": float(value) for j, value in enumerate(mean_J)}
         return {"held_out/loss": float(mean_J.mean()), **parts}
