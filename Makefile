@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# libgomp's busy waiting stalls a step for seconds when a core is taken away; see docs/decisions.md.
+# libgomp's busy waiting stalls a step for seconds when a core is taken away.
 export GOMP_SPINCOUNT ?= 1000
 # Tests run many small networks: a second thread on a busy core costs more than it gives.
 export OMP_NUM_THREADS ?= 1
