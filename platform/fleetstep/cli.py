@@ -386,7 +386,8 @@ def sample(
         typer.Option(help="Channels that are guided; DiT was released with first_three."),
     ] = "all",
     npz: Annotated[
-        Path | None, typer.Option(help="Also write the images and labels as arrays.")
+        Path | None,
+        typer.Option(help="Also write images and labels as arrays; needed for latents."),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -410,7 +411,8 @@ def sample(
         say=None if json_ else print,
     )
     _print_json(result) if json_ else print(
-        f"{result['images']} images, {result['nfe']} network calls each: {out}"
+        f"{result['images']} images, {result['nfe']} network calls each: "
+        f"{result['grid'] or result['npz']}"
     )
 
 

@@ -192,8 +192,8 @@ def main() -> None:
         measured = measure()
         for found in measured if isinstance(measured, list) else [measured]:
             ratios = found.ratios
-            middle, span = statistics.median(ratios), f"{min(ratios):.4g} - {max(ratios):.4g}"
-            table.add_row(found.claim, found.a, found.b, f"{middle:.4g}", span)
+            middle, span = statistics.median(ratios), f"{min(ratios):.5g} - {max(ratios):.5g}"
+            table.add_row(found.claim, found.a, found.b, f"{middle:.5g}", span)
             results.append(
                 {"claim": found.claim, "a": found.a, "b": found.b, "pairs": found.pairs}
             )

@@ -250,6 +250,21 @@ def test_the_uncertainty_settles_at_the_log_of_its_share_of_the_loss():
     assert ours.metrics(state) == {f"uncertainty/{c}": state["a"][c] for c in range(2)}
 
 
+@pytest.mark.parametrize("lr", [0.025, 1.0])
+def test_a_cluster_without_loss_stays_in_range_and_comes_back(lr):
+    """A long way down its a would reach -710, and exp(710) is no float."""
+    ours = UncertaintyWeights(2, lr)
+    state = {"step": 10**6, "a": [-29.0, 0.0], "m": [0.5, 0.0], "v": [0.25, 0.0]}
+    for _ in range(math.ceil(800 / lr)):
+        state = ours.update(state, f64(0, 2 * 4, 4, 4))
+    assert state["a"] == [-30.0, 0.0]
+    assert ours.weights(0, 2, state).float().square().isfinite().all()
+    for _ in range(math.ceil(40 / lr)):
+        state = ours.update(state, f64(4, 2 * 4, 4, 4))
+    assert state["a"][0] > -30
+    assert all(math.isfinite(number) for number in state["m"] + state["v"])
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
 def test_a_share_is_added_when_the_loss_has_stopped_falling(unit):
     ours = EasyToHard(clusters=3, patience=2)
@@ -379,7 +394,7 @@ def test_reconstructions_are_labelled(spec, label):
         (LogitNormalSpec(), VeSpec(), "log_normal"),
         (CltsSpec(), VpSpec(), "use ddpm"),
         (LogNormalSpec(), EdmSpec(), "process.p_mean"),
-        (AntUwSpec(clusters=7), LINEAR, "global_batch 98"),
+        (AntUwSpec(clusters=7), LINEAR, "use clusters"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.kind,
 )

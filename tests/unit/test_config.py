@@ -228,6 +228,7 @@ def test_a_published_number_decides_nothing_and_says_why_it_is_missing(edm):
     spec = digits(*edm, number)
     assert spec.published[0].text == "FDM Table 2: FID 1.79 (200 Mimg, NFE 35)"
     assert spec.identity("data") == digits(*edm).identity("data")
+    assert spec.execution() == digits(*edm).execution()
     assert not any(key.startswith("published") for key in flatten(spec))
     missing = "published=[{paper: SpeeD, where: Table 3, value: null, note: %s}]"
     found = digits(*edm, missing % "not compared").published[0].text
@@ -267,7 +268,16 @@ def test_augmentation_mirrors_by_itself():
         False,
     ]
     assert DataSpec(path="x").mirrors(True)
-    assert DataSpec(path="x", augment=0.1, flip=True).mirrors(True)
+
+
+def test_images_are_not_mirrored_behind_the_back_of_augmentation(edm, digits_path):
+    augmented = [*edm, "data.augment=0.12"]
+    assert digits(*augmented, "data.flip=false").data.augment == 0.12
+    with pytest.raises(ConfigError) as caught:
+        digits(*augmented, "data.flip=true")
+    (mirrored,) = (line for line in caught.value.problems if "augment" in line)
+    assert mirrored.startswith("data.flip: true together with data.augment: 0.12")
+    assert mirrored.endswith("use flip: null")
 
 
 def test_a_network_that_cannot_be_told_of_augmentation_is_refused(edm):
@@ -310,7 +320,19 @@ DDPM = "process={kind: ddpm}"
         ),
         (
             [DDPM, "strategies=[{kind: ant_uw}]"],
-            r"an equal share of the global batch, and 128 is not divisible by 5: use .* 130",
+            r"an equal share of the global batch, and 128 is not divisible by 5: use clusters 4",
+        ),
+        (
+            ["process={kind: ve, sigma_min: 90, sigma_max: 100}", "strategies=[]"],
+            r"process: the noise levels 90 \.\. 100 of ve do not meet .*or set grid\.samples to 0",
+        ),
+        (
+            ["process={kind: edm, sigma_min: 5, sigma_max: 1}"],
+            r"- process = \{.*\}: sigma_min must lie below sigma_max, got 5\.0 and 1\.0",
+        ),
+        (
+            ["strategies=[{kind: warmup, start: 10, stop: 5}]"],
+            r"- strategies\.0 = \{.*\}: the cap cannot shrink: .*raise stop",
         ),
     ],
 )

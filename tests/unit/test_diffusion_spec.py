@@ -1,5 +1,6 @@
 """Process and strategy configs: ranges, conflicts, and what they say about SpeeD's reach."""
 
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -25,7 +26,9 @@ from fleetstep.diffusion.spec import (
     VeSpec,
     VpSpec,
     WarmupSpec,
+    check_range,
     check_strategies,
+    ddpm_sigmas,
     nearly_inert,
     suppressed_mass,
 )
@@ -184,9 +187,10 @@ def test_clusters_share_the_global_batch_without_a_remainder():
     assert check_strategies(EDM, [spec], global_batch=510) == []
     assert check_strategies(EDM, [spec]) == []
     (problem,) = check_strategies(EDM, [spec], global_batch=512)
-    assert "512 is not divisible by 5: use global_batch 510" in problem
+    assert "512 is not divisible by 5: use clusters 4, or a global_batch that 5" in problem
     (problem,) = check_strategies(EDM, [spec], global_batch=2)
-    assert "use global_batch 5" in problem
+    assert "use clusters 2" in problem
+    assert check_strategies(EDM, [AntUwSpec(clusters=4)], global_batch=512) == []
 
 
 @pytest.mark.parametrize(
@@ -205,3 +209,52 @@ def test_two_that_change_the_same_piece_are_named_in_either_order(first, second,
         assert f"strategies[0] ({pair[0].kind}) and strategies[1] ({pair[1].kind})" in problem
         assert f"both change {piece}: " in problem
         assert "remove one of them" in problem
+
+
+@pytest.mark.parametrize(
+    ("process", "settings", "rule"),
+    [
+        (EdmSpec, {"p_mean": 300.0}, r"\|p_mean\| \+ 8.3 p_std"),
+        (EdmSpec, {"p_std": 5.0}, r"\|p_mean\| \+ 8.3 p_std"),
+        (EdmSpec, {"sigma_data": 1e-200}, "greater than or equal to 0.001"),
+        (EdmSpec, {"sigma_max": 1e200}, "sigma_max must be at most 1e\\+15"),
+        (VeSpec, {"sigma_max": 1e200}, "sigma_max must be at most 1e\\+15"),
+        (DdpmSpec, {"steps": 100_000}, "less than or equal to 5000"),
+    ],
+)
+def test_levels_that_no_number_holds_are_refused(process, settings, rule):
+    with pytest.raises(ValidationError, match=rule):
+        process(**settings)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "quadratic", "cosine"])
+@pytest.mark.parametrize("steps", [2, 5000])
+def test_every_allowed_number_of_steps_has_finite_levels(schedule, steps):
+    levels = ddpm_sigmas(schedule, steps)
+    assert 0 < levels[0] < levels[-1] < 1e15
+    assert all(low < high for low, high in pairwise(levels))
+
+
+def test_a_process_that_samplers_cannot_reach_is_told():
+    for process in (VpSpec(), VeSpec(), EDM, DdpmSpec()):
+        assert check_range(process, 0.002, 80) == []
+    for process in (
+        VeSpec(sigma_min=90, sigma_max=100),
+        VeSpec(sigma_min=1e-4, sigma_max=1e-3),
+        VpSpec(beta_min=1e-9, beta_d=1e-9),
+    ):
+        (problem,) = check_range(process, 0.002, 80)
+        assert "do not meet the range 0.002 .. 80 that samplers walk" in problem
+
+
+@pytest.mark.parametrize(("mean", "std", "where"), [(-4.5, 0.01, "above"), (5.05, 0.001, "below")])
+def test_a_threshold_outside_the_law_that_replaced_the_process_s_is_refused(mean, std, where):
+    law = LogNormalSpec(mean=mean, std=std)
+    (problem,) = check_strategies(DdpmSpec(), [law, SpeedSpec()])
+    assert f"lies {where} all levels of the log_normal law with mean {mean:g}" in problem
+    assert check_strategies(DdpmSpec(), [law, SpeedSpec(sampling=False)]) == []
+
+
+def test_a_speed_that_changes_nothing_is_refused():
+    (problem,) = check_strategies(EDM, [SpeedSpec(k=1, weighting=False)])
+    assert "has k=1 and weighting=false and changes nothing" in problem

@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from fleetstep.diffusion.loss import DiffusionLoss, noise_at, noise_levels_at
 from fleetstep.diffusion.objective import build_objective
 from fleetstep.diffusion.spec import DdpmSpec, ddpm_betas, output_channels
-from fleetstep.diffusion.variance import VarianceBound, binned_log_likelihood
+from fleetstep.diffusion.variance import VarianceBound, bin_probability
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "processes.json").read_text())
 SCHEDULES = ("linear", "quadratic", "cosine")
@@ -129,27 +129,67 @@ def test_the_first_step_is_the_likelihood_of_the_bin():
 def test_the_bins_of_256_values_sum_to_one(mean, std):
     values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     log_variance = torch.full_like(values, 2 * math.log(std))
-    logs = binned_log_likelihood(values, values - mean, log_variance)
-    assert logs.isfinite().all()
-    assert logs.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    probability = bin_probability(values, values - mean, log_variance)
+    assert (probability >= 0).all()
+    assert probability.sum().item() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_bin_far_in_the_tail_keeps_its_digits():
-    """50 and 500 standard deviations off, where the difference of two CDFs is 0: the normal's
-    density at the near edge over the slope, ln(phi(a) / a), to the order of 1/a^2.
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_bin_far_in_the_tail_keeps_its_digits(sign):
+    """To 1e-12 and beyond, on either side, where 1 - CDF has lost them: by logarithms of CDFs."""
+    a = torch.arange(1, 9, dtype=torch.float64)
+    std = 0.05
+    near, far = (torch.special.log_ndtr((half - a * std) / std) for half in (1 / 255, -1 / 255))
+    expected = near + torch.log(-torch.expm1(far - near))
+    log_variance = torch.full_like(a, 2 * math.log(std))
+    got = bin_probability(torch.zeros_like(a), sign * a * std, log_variance)
+    assert got.min() < 1e-12
+    assert torch.allclose(got.log(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("x0", [-1.0, 0.2, 1.0])
+def test_an_outlier_costs_forty_bits_and_pulls_at_nothing(x0):
+    """Log2 of 1e12: 50 and 5000 standard deviations would cost 1800 and 18 million bits."""
+    bound = bound_of()
+    std = bound.log_posterior_variances[0].div(2).exp().item()
+    x0_BCHW = torch.full((4, 1, 1, 1), x0, dtype=torch.float64)
+    inward = -1 if x0 > 0 else 1
+    off = wide(torch.tensor([5.0, 7.5, 50.0, 5000.0], dtype=torch.float64)) * std + 1 / 255
+    v = torch.full_like(off, -1.0).requires_grad_()
+    bits_B = bound(x0_BCHW, x0_BCHW + inward * off, v, bound.process.table[[0] * 4])
+    bits_B.sum().backward()
+    assert bits_B[0] < 25
+    assert bits_B[1:].tolist() == [pytest.approx(12 * math.log2(10), rel=1e-6)] * 3
+    assert (v.grad.flatten() != 0).tolist() == [True, False, False, False]
+
+
+@every_schedule
+@pytest.mark.parametrize("steps", [2, 4, 10, 100, 1000])
+@pytest.mark.parametrize("v", [-100.0, -30.0, 30.0, 100.0, 200.0])
+def test_gradients_of_any_v_are_finite_in_every_row(schedule, steps, v):
+    """Rows of i = 0 beside others: none sees the other's formula. Too wide or too narrow, the
+    divergence falls as v goes back.
     """
-    error, std = torch.tensor([0.5, -0.5], dtype=torch.float64), torch.tensor([1e-2, 1e-3])
-    a = (0.5 - 1 / 255) / std.double()
-    expected = -a.square() / 2 - math.log(math.sqrt(2 * math.pi)) - a.log() - a**-2
-    got = binned_log_likelihood(torch.zeros_like(error), error, 2 * std.double().log())
-    assert torch.allclose(got, expected, rtol=1e-6)
+    bound = bound_of(schedule, steps)
+    i = torch.tensor([0, 1, steps - 1, 0])
+    x0, d = images(1, 4).clamp(-1, 1), images(2, 4)
+    v_BCHW = torch.full_like(x0, v).requires_grad_()
+    bound(x0, d, v_BCHW, bound.process.table[i]).sum().backward()
+    assert v_BCHW.grad.isfinite().all()
+    assert (v_BCHW.grad[1:3] * v > 0).all()
+    alone = torch.full_like(x0, v).requires_grad_()
+    for row in range(4):
+        one = slice(row, row + 1)
+        bound(x0[one], d[one], alone[one], bound.process.table[i[one]]).sum().backward()
+    assert torch.equal(alone.grad, v_BCHW.grad)
 
 
 @pytest.mark.parametrize("index", [0, 1, 500, 999])
 def test_gradients_are_finite_and_reach_the_variance_alone(index):
     bound = bound_of()
     x0 = images(1, 1).clamp(-1, 1)
-    d, v = images(2, 1).requires_grad_(), images(3, 1).requires_grad_()
+    d = (x0 + 0.01 * images(2, 1)).requires_grad_()
+    v = images(3, 1).requires_grad_()
     bound(x0, d, v, bound.process.table[[index]]).sum().backward()
     assert d.grad is None
     assert v.grad.isfinite().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch.nn import functional as F
 
 from fleetstep.errors import ForeignWeightsError
 from fleetstep.networks.build import build_network
+from fleetstep.networks.dit import Dit
 from fleetstep.networks.foreign.dit import read_dit
 from fleetstep.networks.foreign.fitting import Imported
+from fleetstep.networks.spec import DitSpec
 
 WIDTH, HEADS, DEPTH, PATCH, SIDE, CHANNELS, CLASSES = 16, 2, 3, 2, 8, 4, 5
 
@@ -180,7 +183,7 @@ class Evil:
 def test_a_file_that_would_run_code_is_refused_without_running(tmp_path: Path):
     proof = tmp_path / "proof"
     file = save(tmp_path, state_dict() | {"args": Evil(proof)})
-    with pytest.raises(ForeignWeightsError, match="cannot be read as tensors alone"):
+    with pytest.raises(ForeignWeightsError, match=r"refers to posix\.system, which is refused"):
         read_dit(file)
     assert not proof.exists()
     torch.load(file, weights_only=False)
@@ -202,3 +205,92 @@ def test_damaged_files_are_refused(name: str, tmp_path: Path):
             read_dit(file)
     with pytest.raises(ForeignWeightsError, match="is not a file"):
         read_dit(tmp_path)
+
+
+class TestForged:
+    """Small files that claim much, and files whose numbers are no weights."""
+
+    def test_a_view_of_one_number_is_no_tensor_of_many(self, tmp_path: Path):
+        for name, shape in (("blocks.0.mlp.fc1.bias", 4 * WIDTH), ("pos_embed", 4_000_000)):
+            spread = torch.zeros(1).expand(1, shape, WIDTH) if name == "pos_embed" else None
+            view = torch.zeros(1).expand(shape) if spread is None else spread
+            file = save(tmp_path, state_dict() | {name: view})
+            assert file.stat().st_size < 2**17
+            with pytest.raises(ForeignWeightsError, match=f"{name} is not a tensor with a number"):
+                read_dit(file, heads=HEADS)
+
+    def test_what_is_compressed_is_not_inflated(self, tmp_path: Path):
+        with zipfile.ZipFile(save(tmp_path, state_dict())) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+        with pytest.raises(ForeignWeightsError, match="nothing compressed"):
+            read_dit(tmp_path / "small.pt", heads=HEADS)
+
+    def test_tensors_that_share_one_storage_are_refused(self, tmp_path: Path):
+        weights = state_dict()
+        shared = torch.ones(max(t.numel() for t in weights.values()), dtype=torch.float16)
+        views = {n: shared[: t.numel()].view(t.shape) for n, t in weights.items()}
+        file = save(tmp_path, views | {"pos_embed": weights["pos_embed"]})
+        with pytest.raises(ForeignWeightsError, match=r"numbers and its file .* bytes"):
+            read_dit(file, heads=HEADS)
+
+    @pytest.mark.parametrize(
+        ("bias", "message"),
+        [
+            (torch.ones(WIDTH, dtype=torch.int64), "fc2.bias is of torch.int64"),
+            (torch.ones(WIDTH, dtype=torch.bool), "fc2.bias is of torch.bool"),
+            (torch.ones(WIDTH, dtype=torch.complex64), "ComplexFloatStorage|torch.complex64"),
+            (torch.full((WIDTH,), math.nan), "fc2.bias holds numbers that are not finite"),
+            (torch.full((WIDTH,), 1e300, dtype=torch.float64), "not finite in float32"),
+        ],
+    )
+    @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+    def test_only_finite_real_numbers_are_weights(
+        self, bias: Tensor, message: str, suffix: str, tmp_path: Path
+    ):
+        weights = state_dict() | {"blocks.0.mlp.fc2.bias": bias}
+        file = tmp_path / f"dit.{suffix}"
+        if suffix == "pt":
+            torch.save(weights, file)
+        else:
+            save_file(weights, file)
+            message = message.removeprefix("ComplexFloatStorage|")
+        with pytest.raises(ForeignWeightsError, match=message):
+            read_dit(file, heads=HEADS)
+
+    @pytest.mark.parametrize(
+        "bias", [torch.ones(WIDTH).to_sparse(), torch.ones(WIDTH, device="meta")]
+    )
+    def test_tensors_without_their_numbers_are_refused(self, bias: Tensor, tmp_path: Path):
+        weights = state_dict() | {"blocks.0.mlp.fc2.bias": bias}
+        with pytest.raises(ForeignWeightsError, match=r"refers to torch\._utils\._rebuild"):
+            read_dit(save(tmp_path, weights), heads=HEADS)
+
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            {f"blocks.{'9' * 5000}.attn": torch.ones(1)},
+            {f"{i}{'x' * 500}": torch.ones(1) for i in range(99)},
+            {"args": 1 << 20_000},
+        ],
+    )
+    def test_refusals_are_short(self, extra: dict, tmp_path: Path):
+        with pytest.raises(ForeignWeightsError) as caught:
+            read_dit(save(tmp_path, state_dict() | extra), heads=HEADS)
+        assert len(str(caught.value)) < 3_000
+
+
+def test_any_hidden_width_survives_its_ratio():
+    with torch.device("meta"):
+        for hidden in range(28, 113):
+            spec = DitSpec(depth=1, width=28, heads=1, mlp_ratio=hidden / 28)
+            assert Dit(spec, 3, 0).state_dict()["blocks.0.mlp_0.bias"].shape == (hidden,)
+
+
+def test_the_row_of_no_class_is_noted_as_assumed(tmp_path: Path):
+    noted = read_dit(save(tmp_path, state_dict()), heads=HEADS).notes
+    assert any("class_dropout_prob 0" in note for note in noted)
+    plain = read_dit(save(tmp_path, state_dict(classes=0)), heads=HEADS).notes
+    assert not any("class_dropout_prob" in note for note in plain)

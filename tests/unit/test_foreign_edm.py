@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,13 @@ def test_a_file_without_fdms_multiplier_says_what_was_assumed(tmp_path: Path):
         ),
         (
             "VPPrecond",
-            {"epsilon_t": 1e-4, "beta_min": 0.2, "beta_d": 10},
+            {
+                "epsilon_t": 1e-4,
+                "beta_min": 0.2,
+                "beta_d": 10,
+                "sigma_min": 4.4777e-3,
+                "sigma_max": 13.425,
+            },
             {"kind": "vp", "beta_min": 0.2, "beta_d": 10, "t_min": 1e-4},
         ),
         ("VEPrecond", {"sigma_max": 50}, {"kind": "ve", "sigma_min": 0.02, "sigma_max": 50}),
@@ -176,7 +183,10 @@ class TestRefusals:
             ({"arguments": {"num_blocks": 10**9}}, "num_blocks = 1000000000"),
             ({"arguments": {"surprise": 1}}, "surprise"),
             ({"label_dim": 10}, r"classes\) \(2, 8, 10\)"),
-            ({"sigma_data": "0.5"}, r"sigma_data should be a number and is '0\.5'"),
+            (
+                {"sigma_data": "0.5"},
+                r"sigma_data should be a finite number from 0 on and is '0\.5'",
+            ),
         ],
     )
     def test_what_does_not_fit(self, attributes: dict, message: str, tmp_path: Path):
@@ -216,3 +226,47 @@ class TestRefusals:
         file = write_edm(tmp_path / "net.pkl", net, weights=weights)
         with pytest.raises(ForeignWeightsError, match=message):
             read_edm_pickle(file)
+
+    @pytest.mark.parametrize(
+        ("precond", "attributes", "message"),
+        [
+            ("EDMPrecond", {"sigma_min": math.nan}, "sigma_min should be a finite number"),
+            ("EDMPrecond", {"sigma_min": -5.0}, "sigma_min should be a finite number"),
+            ("EDMPrecond", {"sigma_max": math.nan}, "sigma_max should be a finite number"),
+            ("EDMPrecond", {"sigma_data": math.inf}, "sigma_data should be a finite number"),
+            ("VPPrecond", {"sigma_max": 160.0}, "sigma_max is 160, .* make it 152"),
+            ("VPPrecond", {"sigma_min": 9.6e-4}, "sigma_min is 0.00096, .* make it 0.0010005"),
+            ("VPPrecond", {"beta_d": 2000.0, "sigma_min": 1.0488e-3}, "read: OverflowError"),
+            ("VPPrecond", {"M": 10**400}, "a whole number of 1329 bits"),
+            (
+                "EDMPrecond",
+                {"arguments": {"num_blocks": 10**5000}},
+                "a whole number of 16610 bits",
+            ),
+        ],
+    )
+    def test_settings_that_are_no_levels_of_noise(
+        self, precond: str, attributes: dict, message: str, tmp_path: Path
+    ):
+        file = write_edm(tmp_path / "net.pkl", song_unet("ddpmpp"), precond, **attributes)
+        with pytest.raises(ForeignWeightsError, match=message):
+            read_edm_pickle(file)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda tensor: tensor.long(), "torch.int64"),
+            (lambda tensor: tensor > 0, "torch.bool"),
+            (lambda tensor: tensor.fill_(math.inf), "not finite"),
+            (lambda tensor: tensor.double() * 1e300, "not finite in float32"),
+        ],
+    )
+    def test_weights_that_are_no_finite_real_numbers(
+        self, change: Callable[[Tensor], Tensor], message: str, tmp_path: Path
+    ):
+        net = song_unet("ddpmpp")
+        weights = with_filters(net)
+        name = "enc.8x8_block0.conv0.weight"
+        weights[name] = change(weights[name].clone())
+        with pytest.raises(ForeignWeightsError, match=rf"{name} .*{message}"):
+            read_edm_pickle(write_edm(tmp_path / "net.pkl", net, weights=weights))

@@ -17,9 +17,11 @@ import pytest
 import torch
 
 from fleetstep.errors import FleetstepError, ForeignWeightsError
+from fleetstep.networks.foreign import tensors
 from fleetstep.networks.foreign.edm import read_edm_pickle
-from fleetstep.networks.foreign.modules import ALLOWED, module_of, plain
+from fleetstep.networks.foreign.modules import ALLOWED, ForeignModule, module_of, plain
 from fleetstep.networks.foreign.pickles import Record, read_pickle
+from fleetstep.networks.foreign.tensors import REBUILD_TENSOR as REBUILD
 from fleetstep.networks.foreign.tensors import stored_tensor
 from song_unet_files import song_unet, with_filters, write_edm
 
@@ -101,6 +103,7 @@ class TestNothingRuns:
                 stored_tensor(
                     Record("torch._utils._rebuild_tensor_v2", (content, 0, (1,), (1,), False, {})),
                     "x",
+                    {},
                 )
             case _:
                 read_edm_pickle(file)
@@ -214,7 +217,7 @@ class TestTensors:
     )
     def test_views_and_dtypes_come_back(self, dtype: torch.dtype):
         view = self.tensor.to(dtype)[:, 1:].transpose(0, 2)
-        loaded = stored_tensor(self.record(view), "x").load()
+        loaded = stored_tensor(self.record(view), "x", {}).load()
         assert loaded.dtype == dtype
         assert torch.equal(loaded, view)
         assert loaded.is_contiguous()
@@ -223,7 +226,7 @@ class TestTensors:
         record = self.record(self.tensor)
         payload = record.arguments[0].arguments[0]
         theirs = torch.load(io.BytesIO(payload), weights_only=True)
-        ours = stored_tensor(record, "x").load().flatten()
+        ours = stored_tensor(record, "x", {}).load().flatten()
         assert torch.equal(torch.empty(0).set_(theirs._untyped_storage), ours)
 
     @pytest.mark.parametrize(
@@ -245,7 +248,7 @@ class TestTensors:
         record = self.record(self.tensor)
         record.arguments = (record.arguments[0], offset, shape, stride, *record.arguments[4:])
         with pytest.raises(ForeignWeightsError, match="a storage of 24 elements"):
-            stored_tensor(record, "x")
+            stored_tensor(record, "x", {})
 
     def test_a_storage_that_claims_more_than_it_holds_is_refused(self):
         record = self.record(self.tensor)
@@ -254,12 +257,12 @@ class TestTensors:
             storage = Record("torch.storage._load_from_bytes", (forged,))
             record.arguments = (storage, *record.arguments[1:])
             with pytest.raises(ForeignWeightsError, match="claims"):
-                stored_tensor(record, "x")
+                stored_tensor(record, "x", {})
 
     def test_what_is_no_tensor_is_refused(self):
         for record in (Record("collections.OrderedDict", ()), Record("numpy.dtype", (1,))):
             with pytest.raises(ForeignWeightsError, match="not a tensor"):
-                stored_tensor(record, "x")
+                stored_tensor(record, "x", {})
 
 
 class TestBombs:
@@ -324,3 +327,68 @@ class TestBombs:
         file = write_edm(tmp_path / "net.pkl", net, arguments=huge, weights=with_filters(net))
         with pytest.raises(ForeignWeightsError):
             read_edm_pickle(file)
+
+    def test_a_storage_is_read_once_for_all_tensors_in_it(self, monkeypatch: pytest.MonkeyPatch):
+        reads = []
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            reads.append(1)
+            return read_pickle(*arguments, **options)
+
+        monkeypatch.setattr(tensors, "read_pickle", counted)
+        storage = self.record(torch.ones(2)).arguments[0]
+        # Calls of their own, around the bytes that they share.
+        shared = {
+            str(i): Record(REBUILD, (Record(storage.name, storage.arguments), 0, (2,), (1,)))
+            for i in range(50)
+        }
+        found = ForeignModule("X", {"_parameters": shared}).tensors()
+        assert (len(found), len(reads)) == (50, 5)
+
+    def test_a_storage_of_many_opcodes_is_refused(self):
+        nested = Record(self.record(torch.ones(2)).arguments[0].name, (pickle.dumps([0] * 1000),))
+        with pytest.raises(ForeignWeightsError, match="more than 1000 opcodes"):
+            stored_tensor(Record(REBUILD, (nested, 0, (2,), (1,))), "x", {})
+
+    def test_tensors_that_are_named_again_and_again(self):
+        leaf = Record(REBUILD, self.record(torch.ones(2)).arguments)
+        inner = self.module(_parameters={str(i): leaf for i in range(400)})
+        outer = ForeignModule("X", {"_modules": {str(i): inner for i in range(400)}})
+        with pytest.raises(ForeignWeightsError, match="more than 100000 modules and tensors"):
+            outer.tensors()
+
+    def test_names_that_grow_with_depth(self):
+        inner = self.module()
+        for _ in range(20):
+            inner = self.module(_modules={"x" * 100: inner})
+        with pytest.raises(ForeignWeightsError, match=r"a name of 30\d characters"):
+            ForeignModule("X", {"_modules": {"x": inner}}).tensors()
+
+    @pytest.mark.parametrize("shape", [(1 << 100_000,) * 8, "deep"])
+    def test_shapes_that_take_forever_to_multiply_or_to_print(self, shape: Any):
+        deep: Any = 1
+        for _ in range(60):
+            deep = (deep, deep)
+        shape = (deep,) if shape == "deep" else shape
+        nested = self.record(torch.ones(2)).arguments[0]
+        record = Record(REBUILD, (nested, 0, shape, (1,) * len(shape)))
+        with pytest.raises(ForeignWeightsError, match="a storage of 2 elements") as caught:
+            stored_tensor(record, "x", {})
+        assert len(str(caught.value)) < 2_000
+
+    def test_numbers_of_many_bits(self):
+        assert read(pickle.dumps(2**79)) == 2**79
+        with pytest.raises(ForeignWeightsError, match="a whole number of 81 bits"):
+            read(pickle.dumps(2**80))
+        # All of them would have one hash.
+        with pytest.raises(ForeignWeightsError, match="a key of 62 bits"):
+            read(pickle.dumps({2**61 - 1 + 2**60: 1}))
+
+    @staticmethod
+    def record(tensor: torch.Tensor) -> Record:
+        return read(pickle.dumps(tensor))
+
+    @staticmethod
+    def module(**attributes: Any) -> Record:
+        name = "torch_utils.persistence._reconstruct_persistent_obj"
+        return Record(name, ({"type": "class", "class_name": "X", "state": attributes},))

@@ -146,6 +146,21 @@ def test_every_byte_survives_the_trip_through_pixels():
     assert clipped.tolist() == [0, 0, 128, 255, 255]
 
 
+def test_unquantised_images_are_neither_rounded_nor_clipped():
+    # The flow to a point mass scales x - mu with sigma; it starts at x = 40 z. Far beyond white.
+    denoiser = PointMass(torch.full((1, 1, 1), 2.0), sigma_min=0.25, sigma_max=40.0)
+    options = {"count": 6, "shape": (1, 4, 4), "classes": 0, "batch": 4}
+    plain = generate(denoiser, EulerSpec(), 4, **options)
+    asked = generate(denoiser, EulerSpec(), 4, unquantised=True, **options)
+    assert plain.unquantised is None
+    assert asked.unquantised is not None
+    assert asked.unquantised.dtype == np.float32
+    expected = 2 + 0.25 / 40 * (40 * latents(0, 0, 6, (1, 4, 4)) - 2)
+    np.testing.assert_allclose(asked.unquantised, expected, rtol=1e-6)
+    assert np.array_equal(asked.images, plain.images)
+    assert (quantise(torch.from_numpy(asked.unquantised)).numpy() == asked.images).all()
+
+
 @pytest.mark.parametrize("rule", ["random", "balanced"])
 def test_labels_are_keyed_by_seed(rule: str):
     whole = labels_of(3, 0, 200, 7, rule)

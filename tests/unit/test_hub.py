@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from fleetstep.networks.build import build_network
 from fleetstep.networks.foreign.diffusers_folder import read_diffusers
 from fleetstep.networks.foreign.fitting import Imported
 from fleetstep.networks.spec import DiffusersUnetSpec, check_network, feature_shape
+from fleetstep.networks.spec.diffusers_unet import PARAMETERS
 from fleetstep.torchvision_door import import_torchvision
 
 pytest.importorskip("diffusers", reason="the extra `hub` is not installed")
@@ -90,7 +93,11 @@ def test_the_network_gives_what_diffusers_gives_to_the_bit(
 ):
     model = unet(**changes)
     if kind == "pipeline":
-        pipeline(tmp_path, model, variance_type="learned_range" if changes else "fixed_small")
+        pipeline(
+            tmp_path,
+            model,
+            variance_type="learned_range" if "out_channels" in changes else "fixed_small",
+        )
     else:
         model.save_pretrained(tmp_path)
     imported = read_diffusers(tmp_path)
@@ -154,6 +161,13 @@ def test_the_scheduler_becomes_the_process(scheduler: dict, process: tuple, tmp_
         ({"trained_betas": [0.1, 0.2]}, "'trained_betas'"),
         ({"prediction_type": "flow"}, "'prediction_type': 'flow'"),
         ({"num_train_timesteps": None}, "'num_train_timesteps': None"),
+        ({"num_train_timesteps": 10**6}, "'num_train_timesteps': 1000000"),
+        ({"num_train_timesteps": True}, "'num_train_timesteps': True"),
+        ({"_class_name": "EDMEulerScheduler"}, "'_class_name': 'EDMEulerScheduler'"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatch"),
+        ({"_class_name": None}, "'_class_name': None"),
+        ({"variance_type": "learned"}, "'variance_type': 'learned'"),
+        ({"variance_type": "learned_range"}, "'variance_type': 'learned_range'"),
     ],
 )
 def test_schedulers_of_other_processes_are_refused(changes: dict, message: str, tmp_path: Path):
@@ -187,7 +201,7 @@ class TestFolders:
         unet().save_pretrained(tmp_path)
         file = tmp_path / "diffusion_pytorch_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
-        with pytest.raises(ForeignWeightsError, match="diffusers cannot load"):
+        with pytest.raises(ForeignWeightsError, match="incomplete metadata"):
             read_diffusers(tmp_path)
 
     @pytest.mark.parametrize(
@@ -261,3 +275,84 @@ class TestNetwork:
             build_network(spec, resolution=8, channels=3, classes=0, seed=0)
         with pytest.raises(ForeignWeightsError, match=r"pip install 'fleetstep\[hub\]'"):
             read_diffusers(tmp_path)
+
+    def test_arguments_that_the_constructor_has_not_are_refused(self):
+        noted = plain_config() | {"_diffusers_version": "0.36.0"}
+        spec = DiffusersUnetSpec(config=noted | {"num_class_embeds": 7, "out_channels": 6})
+        assert (spec.channels_in, spec.channels_out, spec.classes) == (3, 6, 7)
+        build_network(DiffusersUnetSpec(config=noted), resolution=8, channels=3, classes=0, seed=0)
+        with pytest.raises(ValidationError, match="layers_per_blok is no argument of UNet2DModel"):
+            DiffusersUnetSpec(config=noted | {"layers_per_blok": 2})
+
+    def test_the_known_arguments_are_those_of_the_installed_diffusers(self):
+        from diffusers import UNet2DModel
+
+        assert inspect.signature(UNet2DModel).parameters.keys() == PARAMETERS
+
+    def test_a_config_that_diffusers_cannot_make_is_a_config_error(self):
+        spec = DiffusersUnetSpec(config=plain_config() | {"norm_num_groups": 0})
+        with pytest.raises(ConfigError, match="diffusers cannot make the network: ZeroDivision"):
+            build_network(spec, resolution=8, channels=3, classes=0, seed=0)
+
+
+class TestForged:
+    """Folders that ask for more than they hold, or whose numbers are no weights."""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"layers_per_block": 10**9}, "layers_per_block 1000000000, not 1 to 64"),
+            ({"block_out_channels": [8] * 500}, "500 block_out_channels, not 1 to 12"),
+            ({"block_out_channels": [8, 40_000]}, r"numbers and its file .* bytes"),
+            ({"num_class_embeds": 10**9}, r"numbers and its file .* bytes"),
+            ({"norm_num_groups": 0}, "ZeroDivisionError"),
+            ({"norm_eps": math.nan}, "not JSON compliant"),
+            ({"quantization_config": {"quant_method": "x"}}, "are quantised"),
+            ({"surprise": 1}, "surprise, which UNet2DModel has not"),
+        ],
+    )
+    def test_configs(self, changes: dict, message: str, tmp_path: Path):
+        unet().save_pretrained(tmp_path)
+        edit(tmp_path / "config.json", **changes)
+        with pytest.raises(ForeignWeightsError, match=message):
+            read_diffusers(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("bias", "message"),
+        [
+            (torch.ones(3, dtype=torch.int32), r"conv_out.bias \(I32\)"),
+            (torch.ones(3, dtype=torch.complex64), r"conv_out.bias \(C64\)"),
+            (torch.ones(3, dtype=torch.bool), r"conv_out.bias \(BOOL\)"),
+            (torch.full((3,), math.nan), "conv_out.bias holds numbers that are not finite"),
+            (torch.full((3,), 1e300, dtype=torch.float64), "not finite in float32"),
+        ],
+    )
+    def test_weights(self, bias: Tensor, message: str, tmp_path: Path):
+        unet().save_pretrained(tmp_path)
+        file = tmp_path / "diffusion_pytorch_model.safetensors"
+        save_file(load_file(file) | {"conv_out.bias": bias}, file, {"format": "pt"})
+        with pytest.raises(ForeignWeightsError, match=message):
+            read_diffusers(tmp_path)
+
+    def test_weights_in_several_files_are_refused(self, tmp_path: Path):
+        unet().save_pretrained(tmp_path)
+        (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+        with pytest.raises(ForeignWeightsError, match="split into several files"):
+            read_diffusers(tmp_path)
+
+    def test_refusals_are_short(self, tmp_path: Path):
+        unet().save_pretrained(tmp_path)
+        file = tmp_path / "diffusion_pytorch_model.safetensors"
+        many = {f"{i}{'x' * 100}": torch.ones(1) for i in range(2000)}
+        save_file(load_file(file) | many, file, {"format": "pt"})
+        with pytest.raises(ForeignWeightsError, match="and 1992 more") as caught:
+            read_diffusers(tmp_path)
+        assert len(str(caught.value)) < 3_000
+
+
+def test_images_of_a_pipeline_with_an_encoder_are_noted_as_latents(tmp_path: Path):
+    pipeline(tmp_path, unet())
+    assert read_diffusers(tmp_path).notes == ()
+    edit(tmp_path / "model_index.json", vqvae=["diffusers", "VQModel"])
+    (note,) = read_diffusers(tmp_path).notes
+    assert "latents: the pipeline's vqvae" in note

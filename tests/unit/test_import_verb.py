@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from fleetstep import cli
 from fleetstep.data.pack import pack_npz
+from fleetstep.durable import sha256_of
 from fleetstep.errors import CheckpointError, DataError, ForeignWeightsError
 from fleetstep.networks.build import build_network
 from fleetstep.networks.dit import position_embedding
+from fleetstep.networks.foreign.diffusers_folder import read_diffusers
 from fleetstep.networks.foreign.dit import _piece
 from fleetstep.networks.foreign.edm import read_edm_pickle
 from fleetstep.networks.spec import DitSpec
@@ -80,7 +82,7 @@ def the_snapshot(folder: Path) -> Any:
 
 
 def test_a_pickle_is_imported_and_sampled_without_any_dataset(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: Path
+    run: Run, tmp_path: Path, pickled: Path
 ):
     out = tmp_path / "imported"
     code, text, _ = run("import", "edm", pickled, "--out", out)
@@ -95,12 +97,12 @@ def test_a_pickle_is_imported_and_sampled_without_any_dataset(
     assert facts["imported_from"]["format"] == "edm"
     assert len(facts["imported_from"]["sha256"]) == 64
     # Two channels have no picture: the arrays are what is looked at.
-    monkeypatch.setattr("fleetstep.orchestration.sample.write_grid", lambda *_, **__: None)
     npz = tmp_path / "images.npz"
     where = ("--npz", npz, "--out", tmp_path / "grid.png", "--json")
     code, text, err = run("sample", out, "--nfe", 5, "--seeds", "0-3", *where)
     assert code == 0, err
-    assert json.loads(text)["nfe"] == 5
+    answer = json.loads(text)
+    assert (answer["nfe"], answer["grid"], answer["npz"]) == (5, None, str(npz))
     with np.load(npz) as arrays:
         assert arrays["images"].shape == (4, 8, 8, 2)
         assert set(arrays["labels"].tolist()) <= {0, 1, 2}
@@ -118,9 +120,7 @@ def test_the_json_answer_says_what_was_made(run: Run, tmp_path: Path, precond: s
     assert answer["numbers"] == sum(tensor.numel() for tensor in weights.values())
 
 
-def test_a_dit_comes_back_to_the_bit_and_is_sampled(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_dit_comes_back_to_the_bit_and_its_latents_are_sampled(run: Run, tmp_path: Path):
     spec = DitSpec(depth=2, width=16, heads=4)
     ours = build_network(spec, resolution=8, channels=4, classes=5, seed=0, channels_out=8)
     weights = {name: tensor + 0.01 for name, tensor in ours.state_dict().items()}
@@ -135,12 +135,30 @@ def test_a_dit_comes_back_to_the_bit_and_is_sampled(
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     assert facts["config"]["process"]["learned_variance"] is True
-    monkeypatch.setattr("fleetstep.orchestration.sample.write_grid", lambda *_, **__: None)
     guided = ("--guidance", 1.5, "--guidance-channels", "first_three")
-    code, _, err = run(
-        "sample", out, "--nfe", 10, "--seeds", "0-1", *guided, "--out", tmp_path / "g.png"
-    )
+    drawing = ("sample", out, "--nfe", 10, "--seeds", "0-1", *guided, "--out", tmp_path / "g.png")
+    code, text, err = run(*drawing, "--npz", tmp_path / "new/latents.npz")
     assert code == 0, err
+    assert text.endswith(f"2 images, 10 network calls each: {tmp_path}/new/latents.npz\n")
+    assert "warning" not in text  # how the file's network was trained is not known
+    assert not (tmp_path / "g.png").exists()
+    with np.load(tmp_path / "new/latents.npz") as arrays:
+        latents_nHWC = arrays["images"]
+    assert (latents_nHWC.shape, latents_nHWC.dtype) == ((2, 8, 8, 4), np.float32)
+    assert np.abs(latents_nHWC).max() > 1  # not clipped as pixels are
+
+
+def test_latents_without_a_file_for_them_are_refused_before_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: Path
+):
+    write_import(read_edm_pickle(pickled), pickled, tmp_path / "imported")
+    monkeypatch.setattr("fleetstep.orchestration.sample.generate", None)
+    grid = tmp_path / "new/grid.png"
+    code, _, err = run("sample", tmp_path / "imported", "--nfe", 5, "--out", grid)
+    assert code == 2
+    assert "imported draws 2 x 8 x 8: a picture has 1 or 3 channels" in err
+    assert "--npz FILE" in err
+    assert not grid.parent.exists()
 
 
 def test_what_cannot_be_read_ends_with_one_message(run: Run, tmp_path: Path):
@@ -173,6 +191,54 @@ def test_a_diffusers_folder_is_imported_and_sampled(run: Run, tmp_path: Path):
     code, _, err = run("sample", out, "--nfe", 5, "--seeds", "0-1", "--out", tmp_path / "grid.png")
     assert code == 0, err
     assert (tmp_path / "grid.png").exists()
+
+
+def test_a_folder_is_known_by_the_files_that_were_read(tmp_path: Path):
+    pytest.importorskip("diffusers", reason="the extra `hub` is not installed")
+    import_torchvision()
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    model = UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    folder, names = tmp_path / "pipeline", iter("abcd")
+    DDPMPipeline(model, DDPMScheduler()).save_pretrained(folder)
+
+    def imported() -> dict[str, Any]:
+        out = tmp_path / next(names)
+        write_import(read_diffusers(folder), folder, out)
+        facts: dict[str, Any] = json.loads((out / FACTS).read_text())
+        assert facts["identity"] == facts["imported_from"]["sha256"]
+        return dict(facts["imported_from"])
+
+    first = imported()
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert first["file"] == weights
+    assert first["files"] == {
+        name: sha256_of(folder / name)
+        for name in (weights, "unet/config.json", "scheduler/scheduler_config.json")
+    }
+    # Sorted before the weights, and not read.
+    for other in ("a_vae/x.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_bytes(b"other weights")
+    assert imported() == first
+    schedule = folder / "scheduler/scheduler_config.json"
+    schedule.write_text(schedule.read_text().replace("1000", "500"))
+    assert imported()["sha256"] != first["sha256"]
+
+
+def test_an_import_leaves_the_temporary_folder_of_another_alone(tmp_path: Path, pickled: Path):
+    theirs = tmp_path / ".imported.tmp"
+    theirs.mkdir()
+    write_import(read_edm_pickle(pickled), pickled, tmp_path / "imported")
+    assert theirs.exists()
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".imported.tmp"]
 
 
 def test_an_existing_folder_is_never_written_over(run: Run, tmp_path: Path, pickled: Path):
@@ -290,6 +356,25 @@ class TestGuidance:
             with np.load(npz) as arrays:
                 drawn[scale] = arrays["images"]
         assert not np.array_equal(drawn["1"], drawn["4"])
+
+    @pytest.mark.parametrize(
+        ("scale", "dropout", "warned"), [(4, 0.0, True), (1, 0.0, False), (4, 0.1, False)]
+    )
+    def test_a_run_that_dropped_no_label_is_warned_of(
+        self, run: Run, tmp_path: Path, digits_path: Path, scale: int, dropout: float, warned: bool
+    ):
+        folder = write_small_run(tmp_path / "runs", digits_path)
+        file = the_snapshot(folder).path / FACTS
+        facts = json.loads(file.read_text())
+        facts["config"]["training"]["label_dropout"] = dropout
+        file.write_text(json.dumps(facts))
+        drawing = ("sample", folder, "--guidance", scale, "--nfe", 10, "--seeds", "0-1",
+                   "--solver", "euler", "--out", tmp_path / "g.png")  # fmt: skip
+        code, text, err = run(*drawing)
+        assert code == 0, err
+        assert ("warning: small dropped no label in training" in text) == warned
+        _, text, _ = run(*drawing, "--json")
+        assert len(json.loads(text)["warnings"]) == warned
 
     @pytest.mark.parametrize(
         ("options", "message"),

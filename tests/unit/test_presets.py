@@ -26,7 +26,7 @@ from fleetstep.training.checkpoint_format import RunFacts
 from fleetstep.training.ema import EmaTracks
 from fleetstep.training.engine import TorchEngine
 from fleetstep.training.loop import Callbacks, Job, train
-from fleetstep.training.spec import BatchPlan
+from fleetstep.training.spec import BatchPlan, ema_beta
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 
@@ -46,6 +46,7 @@ FILES: list[Path] = TABLE.files()
 SWEEPS = [path for path in FILES if "runs" in read(path)]
 EXPERIMENTS = [path for path in FILES if path not in SWEEPS]
 PAPERS = [path for path in EXPERIMENTS if path.parent != PRESETS]
+SPEEDS = ("paper", "released", "theory", "ffhq-dit")
 BATCH = 10  # shared equally by ANT-UW's five clusters, and a whole number of reflected pairs
 
 
@@ -119,12 +120,60 @@ def test_the_recipes_of_the_papers_as_numbers():
 
 def test_published_numbers_are_those_of_the_tables():
     edm_fdm = experiment(PRESETS / "fdm" / "cifar10" / "edm-fdm.yaml").published
-    found = [(entry.images, entry.value) for entry in edm_fdm if entry.where == "Table 2"]
+    found = [(entry.images, entry.value) for entry in edm_fdm if entry.where == "Tables 2 and 5"]
     assert found == [(50e6, 2.17), (100e6, 1.93), (150e6, 1.83), (200e6, 1.79)]
     speed = experiment(PRESETS / "speed" / "metfaces" / "dit-xl-speed-paper.yaml").published
     assert [entry.value for entry in speed] == [367.3, 23.4, 22.6, 22.1, 21.1, 21.13]
+    baseline, paper = (
+        {
+            entry.iterations: entry.value
+            for entry in experiment(PRESETS / "speed" / "ffhq" / f"{stem}.yaml").published
+            if "13" in entry.where
+        }
+        for stem in ("dit-xl", "dit-xl-speed-paper")
+    )
+    assert list(baseline) == list(paper) == [10_000 * n for n in range(1, 11)]
+    assert [*baseline.values()] == [356.1, 335.3, 165.2, 35.8, 12.9, 11.9, 10.5, 9.6, 8.7, 7.8]
+    assert [*paper.values()] == [322.1, 320.0, 91.8, 19.8, 9.9, 7.6, 7.1, 6.6, 6.2, 5.8]
     doubtful = experiment(PRESETS / "speed" / "ffhq" / "dit-xl-logit-normal.yaml").published
     assert sum("unreliable" in entry.note for entry in doubtful) == 4
+
+
+def test_rows_that_two_tables_share_name_both():
+    for dataset, stems, tables in (
+        ("fdm/cifar10", ("edm", "edm-fdm"), "Tables 2 and 5"),
+        ("fdm/cifar10", ("vp", "vp-fdm"), "Tables 2 and 6"),
+        ("speed/ffhq", ("dit-xl", *(f"dit-xl-speed-{v}" for v in SPEEDS)), "Tables 2 and 13"),
+    ):
+        for stem in stems:
+            found = [e.where for e in experiment(PRESETS / dataset / f"{stem}.yaml").published]
+            assert found.count(tables) == (5 if dataset == "speed/ffhq" else 4), stem
+            assert "Table 2" not in found, stem
+    for variant in SPEEDS:
+        found = experiment(PRESETS / "speed" / "ffhq" / f"dit-xl-speed-{variant}.yaml").published
+        assert [e.where for e in found if e.value == 5.8] == ["Tables 10, 12 and 13"]
+
+
+def test_steps_of_guided_sampling_are_not_passed_off_as_network_calls():
+    guided = [spec for path in PAPERS if (spec := experiment(path)).grid.guidance is not None]
+    imagenet = [spec for spec in guided if spec.name.startswith("imagenet")]
+    assert len(imagenet) == 11
+    assert [e.text for spec in guided for e in spec.published if e.nfe is not None] == []
+    for spec in imagenet:
+        assert all("250 steps; the guidance of Table 3" in entry.note for entry in spec.published)
+
+
+def test_dits_decay_is_the_same_in_batches_of_any_size():
+    batches = set()
+    for path in PRESETS.glob("speed/*/*.yaml"):
+        spec = experiment(path)
+        if path.parent.name == "cifar10":
+            continue
+        training = spec.training
+        batches.add(training.global_batch)
+        decay = ema_beta(training.ema["ema"], training.images, 0, training.global_batch)
+        assert decay == pytest.approx(0.9999, rel=1e-9), path
+    assert batches == {255, 256}
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=name)

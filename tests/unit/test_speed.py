@@ -275,6 +275,8 @@ def test_a_replaced_law_has_its_own_suppressed_mass():
         (VeSpec(), LogNormalSpec()),
         (VpSpec(), LogitNormalSpec(mean=-0.5)),
         (LINEAR, LogitNormalSpec()),
+        (LINEAR, LogNormalSpec()),
+        (LINEAR, LogNormalSpec(mean=5, std=3)),
     ):
         speed = SpeedSpec()
         built = build_objective(process, [other], budget_images=10_000, global_batch=100)

@@ -146,6 +146,14 @@ class TestPlan:
         with pytest.raises(UsageError, match=r"heun at 4: .*cannot make exactly 4"):
             plan(solvers=(HeunSpec(),), nfe=(4,))
 
+    @pytest.mark.parametrize("channels", [2, 4])
+    def test_latents_are_refused_before_anything_else(self, channels: int):
+        latents = replace(snapshot("dit"), shape=(channels, 32, 32))
+        with pytest.raises(UsageError, match=rf"dit cannot be scored: .* {channels} x 32 x 32"):
+            plan(snapshots=[(snapshot(), REFERENCE), (latents, REFERENCE)])
+        rgb = replace(snapshot(), shape=(3, 32, 32))
+        assert plan(snapshots=[(rgb, REFERENCE)]).cells
+
 
 class TestIdentity:
     cell = Cell(

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fleetstep.addresses import ADVICE, SCHEMES, is_tracker, redacted
+from fleetstep.config import diffusers_checks
 from fleetstep.config.secrets import SECRET, resolve_secrets
 from fleetstep.config.specs import Experiment, SweepSpec
 from fleetstep.data.manifest import Manifest, load_manifest
 from fleetstep.data.spec import DataSpec, ExpectsSpec
-from fleetstep.diffusion.spec import check_strategies
+from fleetstep.diffusion.spec import check_range, check_strategies
 from fleetstep.errors import ConfigError, DataError, SamplingError
-from fleetstep.networks.spec import check_network, takes_augmentation
-from fleetstep.sampling.spec import GuidanceSpec, SolverSpec
+from fleetstep.networks.spec import DiffusersUnetSpec, check_network, takes_augmentation
+from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, GuidanceSpec, SolverSpec
 from fleetstep.spec import Spec
 from fleetstep.training.spec import check_training
 
@@ -79,7 +80,13 @@ def _check_grid(parts: Parts) -> list[str]:
     if "grid" not in parts or parts["grid"].samples == 0:
         return []
     grid = parts["grid"]
-    return [f"grid.nfe: {line}" for line in _unreachable(grid.solver, grid.nfe, grid.guidance)]
+    problems = [f"grid.nfe: {line}" for line in _unreachable(grid.solver, grid.nfe, grid.guidance)]
+    if "process" in parts:
+        problems += [
+            f"process: {line}, or set grid.samples to 0"
+            for line in check_range(parts["process"], SIGMA_MIN, SIGMA_MAX)
+        ]
+    return problems
 
 
 def _unreachable(solver: SolverSpec, nfe: int, guidance: GuidanceSpec | None = None) -> list[str]:
@@ -91,15 +98,36 @@ def _unreachable(solver: SolverSpec, nfe: int, guidance: GuidanceSpec | None = N
 
 
 def _check_augmentation(parts: Parts) -> list[str]:
-    if not {"data", "network"} <= parts.keys():
+    if "data" not in parts or parts["data"].augment == 0:
         return []
-    if parts["data"].augment == 0 or takes_augmentation(parts["network"]):
+    data: DataSpec = parts["data"]
+    problems = []
+    if data.flip:
+        problems.append(
+            f"data.flip: true together with data.augment: {data.augment:g}, which mirrors half of "
+            "the images itself and tells the network so; of those that flip mirrors it would be "
+            "told nothing: use flip: null"
+        )
+    if "network" in parts and not takes_augmentation(parts["network"]):
+        problems.append(
+            f"data.augment: {data.augment:g}, but network kind {parts['network'].kind} cannot be "
+            "told how images were augmented, and would learn the augmented images as data; "
+            "use augment: 0, or network kind ddpmpp or ncsnpp"
+        )
+    return problems
+
+
+def _check_diffusers(parts: Parts) -> list[str]:
+    """A diffusers network against everything but the data."""
+    network = parts.get("network")
+    if not isinstance(network, DiffusersUnetSpec):
         return []
-    return [
-        f"data.augment: {parts['data'].augment:g}, but network kind {parts['network'].kind} "
-        "cannot be told how images were augmented, and would learn the augmented images as data; "
-        "use augment: 0, or network kind ddpmpp or ncsnpp"
-    ]
+    problems: list[str] = []
+    if "training" in parts:
+        problems += diffusers_checks.check_training(network, parts["training"])
+    if "grid" in parts:
+        problems += diffusers_checks.check_guidance(network, parts["grid"].guidance)
+    return problems
 
 
 def _check_presence(parts: Parts) -> list[str]:
@@ -170,12 +198,18 @@ def _check_flip(data: DataSpec, manifest: Manifest) -> list[str]:
 
 
 def _check_images(parts: Parts, facts: Manifest | ExpectsSpec) -> list[str]:
-    """Network and guidance against the images they are for."""
+    """Network, label drop-out and guidance against the images they are for."""
     problems = []
-    if "network" in parts:
-        problems += [
-            f"network: {line}" for line in check_network(parts["network"], facts.resolution)
-        ]
+    network = parts.get("network")
+    if network is not None:
+        problems += [f"network: {line}" for line in check_network(network, facts.resolution)]
+    if isinstance(network, DiffusersUnetSpec):
+        problems += diffusers_checks.check_shape(network, parts.get("process"), facts)
+    if "training" in parts and parts["training"].label_dropout > 0 and facts.classes == 0:
+        problems.append(
+            f"training.label_dropout: {parts['training'].label_dropout:g} drops class labels, and "
+            "the dataset has no classes; use label_dropout: 0"
+        )
     if "grid" in parts and parts["grid"].guidance is not None and facts.classes == 0:
         problems.append(
             f"grid.guidance: scale {parts['grid'].guidance.scale:g} needs class labels, and the "
@@ -239,6 +273,7 @@ _EXPERIMENT: tuple[Check, ...] = (
     _check_process,
     _check_grid,
     _check_augmentation,
+    _check_diffusers,
     _check_data,
     _check_tracking,
     _check_storage,

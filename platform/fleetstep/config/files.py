@@ -13,14 +13,16 @@ from fleetstep.errors import ConfigError
 BASE = "base"
 # A published number stands for exactly the file it is written in.
 _NOT_INHERITED = frozenset({"published"})
+# Sections whose kinds are settings of one model: another kind keeps the other settings.
+_OF_ONE_MODEL = frozenset({"optimizer"})
 
 
 def read(path: Path) -> dict[str, Any]:
     """The tree of a file laid over those it is based on.
 
     `base: other.yaml`, relative to the file, names the file beneath. Sections merge key by key; a
-    section of another `kind` replaces the one beneath, as do lists and values. `published` is not
-    inherited.
+    section whose `kind` is another model (process, network, solver, ...) replaces the one beneath,
+    as do lists and values. `published` is not inherited.
 
     Raises:
         ConfigError: if a file is missing, is no YAML mapping, or is based on itself; it names the
@@ -31,9 +33,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     chain = (*readers, path)
+    tree = _parsed(path, chain)
     if any(_same(path, reader) for reader in readers):
         raise ConfigError([f"base: {_arrows(chain)} goes round in a circle; remove one base"])
-    tree = _parsed(path, chain)
     if BASE not in tree:
         return tree
     base = tree.pop(BASE)
@@ -50,34 +52,55 @@ def merged(beneath: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
     result = dict(beneath)
     for key, value in above.items():
         old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _another(old, value):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and _go_on(key, old, value):
             result[key] = merged(old, value)
         else:
             result[key] = value
     return result
 
 
-def _another(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a section is of another kind than the one beneath it."""
-    return "kind" in new and new["kind"] != old.get("kind")
+def _go_on(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a section keeps what the one beneath it says."""
+    return key in _OF_ONE_MODEL or "kind" not in new or new["kind"] == old.get("kind")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without a section that holds itself through an alias: such a tree has no end."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        # Only deep construction notices: the other leaves containers to be filled in later.
+        return super().construct_object(node, deep=True)
+
+
+def _yaml(text: str) -> Any:
+    """Raises YAMLError, or ValueError for what only looks like a date."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def _parsed(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     via = f" (base: {_arrows(chain)})" if len(chain) > 1 else ""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        advice = "correct base" if via else "presets are in pipelines/presets"
-        raise ConfigError([f"{path} does not exist{via}; {advice}"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path} cannot be read{via}: {error.strerror}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = _yaml(_text(path, via))
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError([f"{path} is not YAML{via}: {error}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError(
             [f"{path} must hold a mapping of sections, got {type(tree).__name__}{via}"]
         )
     return tree
+
+
+def _text(path: Path, via: str) -> str:
+    try:
+        file = path.read_bytes()
+    except FileNotFoundError:
+        advice = "correct base" if via else "presets are in pipelines/presets"
+        raise ConfigError([f"{path} does not exist{via}; {advice}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be read{via}: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{str(path)!r} is no path{via}: {error}; correct base"]) from None
+    return file.decode()
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -96,8 +119,8 @@ def apply_override(tree: dict[str, Any], override: str) -> str | None:
     if not separator or not key:
         return f"override {override!r} is not of the form key.sub=value"
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        value = _yaml(text) if text else None
+    except (yaml.YAMLError, ValueError):
         return f"override {override!r}: the value is not YAML"
     node: Any = tree
     *path, last = key.split(".")

@@ -42,10 +42,9 @@ def path_in(location: Sequence[Any], tree: Any) -> tuple[Any, ...]:
     """
     path: list[Any] = []
     node = tree
-    for position, step in enumerate(location):
+    for step in location:
         found = inside(node, step) is not None or (isinstance(node, Mapping) and step in node)
-        is_last = position == len(location) - 1
-        if not found and not is_last and isinstance(node, Mapping) and node.get("kind") == step:
+        if not found and isinstance(node, Mapping) and node.get("kind") == step:
             continue
         path.append(step)
         node = inside(node, step)

@@ -195,9 +195,9 @@ class Experiment(Spec):
 
     def execution(self) -> str:
         """Digest of the whole configuration, including what may change at a resume (workers,
-        paths, budget).
+        paths, budget), but for the published numbers, which decide nothing.
         """
-        return _digest(self.model_dump(mode="json"))
+        return _digest(self.model_dump(mode="json", exclude={"published"}))
 
 
 class SweepSpec(Spec):

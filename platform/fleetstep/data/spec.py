@@ -45,7 +45,7 @@ class DataSpec(Spec):
         bool | None,
         Field(
             description="Mirror half of the images; null follows the dataset's manifest, or "
-            "mirrors none with `augment`, which mirrors half itself."
+            "mirrors none with `augment`, which mirrors half itself and so excludes true."
         ),
     ] = None
     augment: Annotated[

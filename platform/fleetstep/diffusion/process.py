@@ -22,6 +22,7 @@ from fleetstep.diffusion.spec import (
     VpSpec,
     ddpm_sigmas,
 )
+from fleetstep.diffusion.tables import Table
 
 
 class Process(Protocol):
@@ -219,19 +220,19 @@ class Ddpm:
         extend beyond the ends.
         """
         low = self._interval(t)
-        logs = self._logs.to(t.device)
+        logs = self._logs.on(t.device)
         level = torch.exp(logs[low] + (t - low) * (logs[low + 1] - logs[low]))
         index = t.round().clamp(0, self.steps - 1)
-        return torch.where(t == index, self.table.to(t.device)[index.long()], level)
+        return torch.where(t == index, self._levels.on(t.device)[index.long()], level)
 
     def t_of_sigma(self, sigma: Tensor) -> Tensor:
         """The step, fractional between two; the first and last interval extend beyond the ends."""
-        logs, level = self._logs.to(sigma.device), sigma.log()
+        logs, level = self._logs.on(sigma.device), sigma.log()
         low = (torch.searchsorted(logs, level, right=True) - 1).clamp(0, self.steps - 2)
         t = low + (level - logs[low]) / (logs[low + 1] - logs[low])
         index = t.round().clamp(0, self.steps - 1)
         # A level of the table is its step exactly: networks were trained on whole numbers.
-        return torch.where(self.table.to(sigma.device)[index.long()] == sigma, index, t)
+        return torch.where(self._levels.on(sigma.device)[index.long()] == sigma, index, t)
 
     def index_of(self, sigma: Tensor) -> Tensor:
         """The nearest step in ln sigma, int64."""
@@ -247,20 +248,24 @@ class Ddpm:
 
     def dsigma2_dt(self, t: Tensor) -> Tensor:
         """2 sigma^2 d(ln sigma)/dt."""
-        low, logs = self._interval(t), self._logs.to(t.device)
+        low, logs = self._interval(t), self._logs.on(t.device)
         return 2 * self.sigma(t).square() * (logs[low + 1] - logs[low])
 
     def _interval(self, t: Tensor) -> Tensor:
         return t.floor().long().clamp(0, self.steps - 2)
 
-    @cached_property
+    @property
     def table(self) -> Tensor:
-        """The levels as a float64 tensor [T]."""
-        return torch.tensor(self.sigmas, dtype=torch.float64)
+        """The levels as a float64 tensor [T], on the CPU."""
+        return self._levels.on(torch.device("cpu"))
 
     @cached_property
-    def _logs(self) -> Tensor:
-        return self.table.log()
+    def _levels(self) -> Table:
+        return Table(self.sigmas)
+
+    @cached_property
+    def _logs(self) -> Table:
+        return Table.of(self.table.log())
 
 
 def build_process(spec: ProcessSpec) -> Process:

@@ -40,7 +40,7 @@ class Dit(nn.Module):
         self.embed_time = TimestepEmbedding(_WAVES, width, _CONDITION)
         self.embed_label = ClassTable(classes, width, _CONDITION) if classes else None
         self.blocks = nn.ModuleList(
-            DitBlock(width, spec.heads, int(width * spec.mlp_ratio)) for _ in range(spec.depth)
+            DitBlock(width, spec.heads, round(width * spec.mlp_ratio)) for _ in range(spec.depth)
         )
         self.modulate_out = Linear(width, 2 * width, start=Zero())
         self.project_out = Linear(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fleetstep.errors import ConfigError, ForeignWeightsError, SamplingError
+from fleetstep.networks.foreign.refusals import listed
 from fleetstep.networks.spec import DiffusersUnetSpec
 from fleetstep.torchvision_door import import_torchvision
 
@@ -88,12 +90,13 @@ def build_diffusers_unet(
     the same for one version of torch and diffusers only.
 
     Raises:
-        ConfigError: diffusers is missing, or the network is for other images.
+        ConfigError: diffusers is missing, the network is for other images, or the installed
+            diffusers cannot make it.
     """
     problems = [
         f"network.config.{name}: the diffusers network has {has}, the run needs {needs}"
         for name, has, needs in (
-            ("in_channels", spec.channels, channels),
+            ("in_channels", spec.channels_in, channels),
             ("out_channels", spec.channels_out, channels_out or channels),
             ("num_class_embeds", spec.classes, classes),
         )
@@ -105,10 +108,36 @@ def build_diffusers_unet(
         diffusers = _diffusers()
     except ImportError as error:
         raise ConfigError([f"network.kind: diffusers_unet needs diffusers: {_REMEDY}"]) from error
+    arguments = {name: value for name, value in spec.config.items() if not name.startswith("_")}
+    known = inspect.signature(diffusers.UNet2DModel).parameters
+    if unknown := sorted(arguments.keys() - known.keys()):
+        raise ConfigError(
+            [f"network.config.{name}: diffusers {diffusers.__version__} has no such argument"
+             for name in unknown]
+        )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet: nn.Module = diffusers.UNet2DModel(**spec.config)
+        try:
+            unet: nn.Module = diffusers.UNet2DModel(**arguments)
+        except Exception as error:
+            # Its constructor divides, multiplies and looks up whatever it is given.
+            raise ConfigError(
+                [f"network.config: diffusers cannot make the network: {error!r}"]
+            ) from error
     return DiffusersUnet(unet, classes)
+
+
+def shapes_of(arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a `UNet2DModel`, by its constructor's arguments; takes no memory.
+
+    Raises:
+        ForeignWeightsError: diffusers is missing.
+        Exception: whatever diffusers raises at arguments that it cannot use.
+    """
+    diffusers = _needed_diffusers()
+    with torch.device("meta"):
+        empty: nn.Module = diffusers.UNet2DModel(**arguments)
+    return {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
 
 
 def load_unet(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
@@ -118,12 +147,7 @@ def load_unet(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         ForeignWeightsError: diffusers is missing, or the folder cannot be read, or its weights are
             not those of its config.
     """
-    try:
-        diffusers = _diffusers()
-    except ImportError as error:
-        raise ForeignWeightsError(
-            "a diffusers folder needs diffusers to read it", _REMEDY
-        ) from error
+    diffusers = _needed_diffusers()
     try:
         unet, report = diffusers.UNet2DModel.from_pretrained(
             folder,
@@ -133,17 +157,27 @@ def load_unet(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
             low_cpu_mem_usage=False,
             torch_dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except Exception as error:
+        # Of a damaged folder diffusers and what it calls raise almost anything.
         raise ForeignWeightsError(
             f"diffusers cannot load {folder}: {error}", "use a folder that save_pretrained wrote"
         ) from error
-    if wrong := {what: names for what, names in report.items() if names}:
+    if wrong := [f"{what}: {listed(names)}" for what, names in report.items() if names]:
         raise ForeignWeightsError(
-            f"the weights in {folder} are not those of its config.json: {wrong}",
+            f"the weights in {folder} are not those of its config.json: {'; '.join(wrong)}",
             "use a folder that save_pretrained wrote",
         )
     arguments = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     return arguments, unet.state_dict()
+
+
+def _needed_diffusers() -> Any:
+    try:
+        return _diffusers()
+    except ImportError as error:
+        raise ForeignWeightsError(
+            "a diffusers folder needs diffusers to read it", _REMEDY
+        ) from error
 
 
 def _diffusers() -> Any:

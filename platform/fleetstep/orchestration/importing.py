@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from fleetstep.diffusion.spec import ProcessSpec, StrategySpec, check_strategies
 from fleetstep.durable import sha256_of
 from fleetstep.errors import DataError, ForeignWeightsError
 from fleetstep.networks.foreign.fitting import Imported
+from fleetstep.networks.foreign.refusals import shown
 from fleetstep.training.snapshot import write_imported
 
 
@@ -65,7 +68,7 @@ def write_import(
 
     Args:
         imported: the network.
-        source: the file or folder it was read from.
+        source: the file or folder it was read from; its files are named relative to it.
         out: the snapshot's folder; must not exist.
         data: a packed dataset that sweeps compare its samples with.
 
@@ -85,8 +88,8 @@ def write_import(
     if data is not None:
         dataset = _fitting_dataset(data, imported.shape)
         config["data"] = {"path": str(data.absolute())}
-    file = _weights_file(source)
-    digest = sha256_of(file)
+    files = {_file_name(file, source): sha256_of(file) for file in imported.files}
+    digest = _digest(files)
     write_imported(
         out,
         imported.weights,
@@ -98,8 +101,9 @@ def write_import(
             "shape": list(imported.shape),
             "classes": imported.classes,
             "imported_from": {
-                "file": file.name,
+                "file": next(iter(files)),
                 "sha256": digest,
+                "files": files,
                 "format": imported.format,
                 "notes": list(imported.notes),
             },
@@ -128,7 +132,7 @@ def _validated(imported: Imported) -> tuple[ProcessSpec, tuple[StrategySpec, ...
         problems = check_strategies(process, strategies)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, item['loc']))} = {item.get('input')!r}: {item['msg']}"
+            f"{'.'.join(map(str, item['loc']))} = {shown(item.get('input'))}: {item['msg']}"
             for item in error.errors(include_url=False)
         ]
     if problems:
@@ -149,12 +153,19 @@ def _fitting_dataset(data: Path, shape: tuple[int, int, int]) -> str:
     return manifest.fingerprint
 
 
-def _weights_file(source: Path) -> Path:
-    """The file that stands for a source: of a folder, its weights."""
-    if source.is_file():
-        return source
-    (first, *_) = sorted(source.glob("**/*.safetensors"))
-    return first
+def _file_name(file: Path, source: Path) -> str:
+    return file.name if file == source else file.relative_to(source).as_posix()
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    """Of one file its own; of several that of what `sha256sum` says of them, in this order.
+
+    A folder's configs count: the same weights under another schedule are another network.
+    """
+    if len(files) == 1:
+        return next(iter(files.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in files.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _name(out: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleetstep.errors import UsageError
 from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
+from fleetstep.orchestration.sweep_plan import SnapshotRef, shape_text
 from fleetstep.reporting.grids import write_grid
-from fleetstep.sampling.generate import generate
+from fleetstep.sampling.generate import Generated, generate
 from fleetstep.sampling.spec import GuidanceSpec, SolverSpec
+from fleetstep.training.snapshot import FACTS
 
 _SEEDS = re.compile(r"(\d+)-(\d+)")
 _EVERY_S = 5.0
@@ -93,15 +96,18 @@ def sample_to_files(
 
     Args:
         source: a run folder (its last snapshot) or a snapshot folder.
-        out: the grid's PNG.
+        out: the grid's PNG; latents have none.
         solver, nfe: how to draw; a number of calls the solver cannot make is refused with its
             neighbours.
         seeds: "first-last".
         ema: the EMA track.
         labels: "random" or "balanced".
         guidance: to each image's label; its network calls count.
-        npz: also write `images` (uint8 NHWC) and `labels` there.
-        say: where progress lines go.
+        npz: also write `images` (uint8 NHWC, or latents as float32 NHWC) and `labels` there.
+        say: where warnings and progress lines go.
+
+    Raises:
+        UsageError: an argument cannot work, or the snapshot draws latents and `npz` is None.
     """
     if labels not in ("random", "balanced"):
         raise UsageError(f"--labels must be random or balanced, got {labels!r}")
@@ -109,14 +115,18 @@ def sample_to_files(
     spec, (first, count) = parse_solver(solver), parse_seeds(seeds)
     spec.points_for(nfe, guidance.calls if guidance else 1)
     (snapshot,) = find_snapshots([str(source)], which="last", track=ema)
+    grid = _grid_of(snapshot, out, npz)
+    warnings = _warnings(snapshot, guidance)
+    if say is not None:
+        for warning in warnings:
+            say(f"warning: {warning}")
     # Before the work, so that a path that cannot be made costs nothing.
-    for file in (out, npz):
+    for file in (grid, npz):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoiser = load_denoiser(snapshot, ema, device=device)
     generated = generate(
-        denoiser,
+        load_denoiser(snapshot, ema, device=device),
         spec,
         nfe,
         guidance=guidance,
@@ -126,19 +136,55 @@ def sample_to_files(
         classes=snapshot.classes,
         batch=min(100, max(2, count)),
         labels=rule,
+        unquantised=grid is None,
         on_batch=_Rate(count, say),
     )
-    scale = min(_LARGEST_SCALE, max(1, _ENLARGED_PX // snapshot.shape[-1]))
-    write_grid(generated.images, out, columns=max(1, round(count**0.5)), scale=scale)
+    if grid is not None:
+        scale = min(_LARGEST_SCALE, max(1, _ENLARGED_PX // snapshot.shape[-1]))
+        write_grid(generated.images, grid, columns=max(1, round(count**0.5)), scale=scale)
     if npz is not None:
-        class_ids = generated.labels if generated.labels is not None else np.full(count, -1)
-        np.savez(npz, images=generated.images.transpose(0, 2, 3, 1), labels=class_ids)
+        _write_arrays(generated, npz)
     return {
         "images": count,
         "nfe": generated.nfe,
-        "grid": str(out),
+        "grid": None if grid is None else str(grid),
+        "npz": None if npz is None else str(npz),
         "snapshot": str(snapshot.path),
+        "warnings": warnings,
     }
+
+
+def _grid_of(snapshot: SnapshotRef, out: Path, npz: Path | None) -> Path | None:
+    """Where the grid goes; None for latents, which are no picture and go to `npz` alone."""
+    if snapshot.draws_pictures:
+        return out
+    if npz is None:
+        raise UsageError(
+            f"{snapshot.run} draws {shape_text(snapshot.shape)}: a picture has 1 or 3 channels",
+            "add --npz FILE to write the latents as float32; decoding them by their VAE is not "
+            "possible yet",
+        )
+    return None
+
+
+def _warnings(snapshot: SnapshotRef, guidance: GuidanceSpec | None) -> list[str]:
+    """Guidance away from an image for no class that training never showed the network."""
+    config = json.loads((snapshot.path / FACTS).read_text(encoding="utf-8"))["config"]
+    # An imported snapshot does not say how it was trained.
+    if guidance is None or guidance.scale == 1 or "training" not in config:
+        return []
+    if config["training"].get("label_dropout", 0) > 0:
+        return []
+    return [
+        f"{snapshot.run} dropped no label in training (training.label_dropout: 0), so its image "
+        "for no class, which guidance leads away from, means nothing"
+    ]
+
+
+def _write_arrays(generated: Generated, npz: Path) -> None:
+    drawn = generated.images if generated.unquantised is None else generated.unquantised
+    labels = generated.labels if generated.labels is not None else np.full(len(drawn), -1)
+    np.savez(npz, images=drawn.transpose(0, 2, 3, 1), labels=labels)
 
 
 class _Rate:

@@ -32,6 +32,7 @@ from fleetstep.orchestration.sweep_plan import (
     folder,
     network_calls,
     plan_sweep,
+    refuse_latents,
 )
 from fleetstep.orchestration.sweep_worker import UnitSummary, build_worker
 from fleetstep.orchestration.units import Fault, no_fault, read_unit
@@ -87,10 +88,9 @@ def plan(spec: SweepSpec) -> SweepPlan:
     """
     storage = Path(spec.storage).resolve()
     extractor = load_extractor(spec.extractor)
-    snapshots = [
-        (snapshot, reference_of(snapshot, spec.reference_split, extractor))
-        for snapshot in find_snapshots(spec.runs, which=spec.snapshots, track=spec.ema)
-    ]
+    found = find_snapshots(spec.runs, which=spec.snapshots, track=spec.ema)
+    refuse_latents(found)
+    snapshots = [(s, reference_of(s, spec.reference_split, extractor)) for s in found]
     return plan_sweep(
         snapshots,
         solvers=spec.solvers,

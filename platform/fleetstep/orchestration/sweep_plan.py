@@ -26,6 +26,8 @@ QUICK_BLOCKS, BLOCKS = 10, 20
 
 FORMAT = 1
 
+_PICTURE_CHANNELS = (1, 3)
+
 LabelRule = Literal["random", "balanced"]
 
 
@@ -52,6 +54,11 @@ class SnapshotRef:
     classes: int
     data: Path
     dataset: str
+
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether samples are grey or RGB images; the latents of a VAE have other channels."""
+        return self.shape[0] in _PICTURE_CHANNELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +259,27 @@ def units_of(source: Cell | ReferenceSet, samples: int) -> list[Unit]:
     ]
 
 
+def refuse_latents(snapshots: Iterable[SnapshotRef]) -> None:
+    """Refuse snapshots whose samples are no pictures: an extractor sees nothing else.
+
+    Raises:
+        UsageError: it names the first of them.
+    """
+    for snapshot in snapshots:
+        if not snapshot.draws_pictures:
+            raise UsageError(
+                f"{snapshot.run} cannot be scored: its samples are {shape_text(snapshot.shape)}, "
+                "and features are of images with 1 or 3 channels",
+                "leave it out; latents can be scored once they can be decoded by their VAE, which "
+                "this version cannot do yet",
+            )
+
+
+def shape_text(shape: tuple[int, int, int]) -> str:
+    """A shape as messages write it: "4 x 32 x 32"."""
+    return " x ".join(map(str, shape))
+
+
 def reachable(
     solvers: Sequence[SolverSpec], nfe: Sequence[int]
 ) -> tuple[list[tuple[SolverSpec, int]], list[Skipped]]:
@@ -298,9 +326,11 @@ def plan_sweep(
         finished: says whether a unit's result is already there and sound.
 
     Raises:
-        UsageError: `samples` makes no whole blocks, or nothing of the grid can be run.
+        UsageError: `samples` makes no whole blocks, nothing of the grid can be run, or a snapshot
+            draws latents.
     """
     blocks_of(samples)
+    refuse_latents(snapshot for snapshot, _ in snapshots)
     pairs, skipped = reachable(solvers, nfe)
     references: dict[str, ReferenceSet] = {}
     reference_of: dict[Cell, ReferenceSet] = {}

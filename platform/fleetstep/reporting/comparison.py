@@ -28,6 +28,8 @@ DATASET = "dataset.fingerprint"
 
 # The batch size of the measurement is not among them: it changes nothing but speed.
 _HELD_OUT = ("data.heldout", "training.heldout.bins", "training.heldout.images")
+# What the network predicts changes neither the levels nor the weight of the measurement.
+_NOT_MEASURED = ("process.prediction", "process.learned_variance")
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,11 @@ def _held_out_notes(
     notes = []
     if len({run.tags.get(DATASET) or run.params.get(DATASET) for run in runs}) > 1:
         notes.append("The runs saw different datasets: their held-out losses are not compared.")
-    measure = [key for key, _ in config if key.startswith("process.") or key in _HELD_OUT]
+    measure = [
+        key
+        for key, _ in config
+        if key in _HELD_OUT or (key.startswith("process.") and key not in _NOT_MEASURED)
+    ]
     if measure:
         notes.append(
             f"The held-out measurement differs between the runs ({', '.join(measure)}): their "

@@ -83,11 +83,12 @@ def loss_figure(comparison: Comparison) -> Figure | None:
     )
     caption = (
         "Denoising error of the averaged weights on the same held-out images, noise and noise "
-        "levels, EDM-weighted. "
+        "levels, under the process's own weight. "
         "It is comparable between strategies; training losses are not. Wall time compares only "
         "runs of one machine. Hollow marks: as good as the baseline at its end."
         if compared
-        else "Denoising error of the averaged weights on held-out images, EDM-weighted. It was "
+        else "Denoising error of the averaged weights on held-out images, under the process's own "
+        "weight. It was "
         "not measured in the same way for all runs: the shape of each curve can be read, their "
         "heights cannot be compared. Wall time compares only runs of one machine."
     )

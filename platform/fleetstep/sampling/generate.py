@@ -39,11 +39,13 @@ class Generated:
         images: uint8 [n, C, H, W].
         labels: int64 class ids [n]; None if the network is unconditional.
         nfe: network calls per image, counted; guidance makes two for each of the solver's.
+        unquantised: float32 [n, C, H, W], neither rounded nor clipped; None unless asked for.
     """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64] | None
     nfe: int
+    unquantised: npt.NDArray[np.float32] | None = None
 
 
 def latents(
@@ -100,6 +102,7 @@ def generate(
     classes: int,
     batch: int = 100,
     labels: LabelRule = "random",
+    unquantised: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Generated:
     """Draw the images of seeds first ... first+count-1.
@@ -117,6 +120,7 @@ def generate(
         classes: K; 0 for an unconditional network.
         batch: images in a call, fixed; values below 2 are run as 2.
         labels: how class ids follow from the seed, see `labels_of`.
+        unquantised: also keep the images as float32: the latents of a VAE are no pixels.
         on_batch: called after each batch with the number of images it finished.
 
     Raises:
@@ -130,6 +134,7 @@ def generate(
     levels, device = levels_for(denoiser, solver, nfe, schedule), _device_of(denoiser)
     batch = max(batch, _SMALLEST_BATCH)
     images = np.empty((count, *shape), np.uint8)
+    floats = np.empty((count, *shape), np.float32) if unquantised else None
     counted = 0
     for done in range(0, count, batch):
         # The padding is the seeds that follow: as ordinary as any other image, and thrown away.
@@ -139,11 +144,13 @@ def generate(
             wanted = min(batch, count - done)
             _check_finite(result.x_BCHW[:wanted], first + done)
             images[done : done + wanted] = quantise(result.x_BCHW[:wanted]).cpu().numpy()
+            if floats is not None:
+                floats[done : done + wanted] = result.x_BCHW[:wanted].float().cpu().numpy()
         counted = result.nfe
         if on_batch is not None:
             on_batch(wanted)
     chosen = labels_of(namespace, first, count, classes, labels) if classes else None
-    return Generated(images, chosen, counted)
+    return Generated(images, chosen, counted, floats)
 
 
 def _guided(denoiser: Denoiser, guidance: GuidanceSpec, classes: int) -> Guided:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ def _write(root: Path, path: Path, checkpoint: Checkpoint, on_event: OnEvent) ->
         tracks = ((track, _weights(reader, checkpoint, track)) for track in checkpoint.tracks)
         _write_folder(
             path,
+            path.with_name(f".{path.name}.tmp"),
             tracks,
             {
                 "step": checkpoint.step,
@@ -110,23 +112,25 @@ def write_imported(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str
     """
     if path.exists():
         raise CheckpointError(f"{path} exists already", "choose another --out, or remove it")
+    # Its own: of two imports into one folder, neither takes away what the other has begun.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        _write_folder(path, [("ema", dict(weights))], facts)
+        _write_folder(path, temporary, [("ema", dict(weights))], facts)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be written: {error}", "free space or fix permissions"
         ) from error
     finally:
-        shutil.rmtree(_temporary(path), ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_folder(
     path: Path,
+    temporary: Path,
     tracks: Iterable[tuple[str, dict[str, Tensor]]],
     facts: Mapping[str, Any],
     on_event: OnEvent = no_event,
 ) -> None:
-    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     entries: dict[str, Any] = {}
@@ -138,10 +142,6 @@ def _write_folder(
     write_json(temporary / FACTS, {"format": FORMAT, "tracks": entries, **facts})
     temporary.rename(path)
     sync(path.parent)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def damages_of(path: Path) -> list[str]:
@@ -168,8 +168,8 @@ def read_snapshot(path: Path, track: str) -> tuple[dict[str, Tensor], dict[str, 
     """The network's state dict (fp32, on the CPU) under one EMA track, and the snapshot's facts.
 
     Facts: format, step, images_seen, tracks {name: {file, bytes, sha256}}, identity, dataset,
-    shape [C, H, W], classes, config; of imported weights also imported_from {file, sha256, format,
-    notes}. Older snapshots name neither shape nor classes: their dataset does.
+    shape [C, H, W], classes, config; of imported weights also imported_from {file, sha256,
+    files, format, notes}. Older snapshots name neither shape nor classes: their dataset does.
 
     Raises:
         CheckpointError: there is no such snapshot or track, or it is damaged.

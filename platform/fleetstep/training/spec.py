@@ -85,7 +85,7 @@ class TrainingSpec(Spec):
             ge=0,
             le=1,
             description="Share of the images trained without their label, which classifier-free "
-            "guidance needs.",
+            "guidance needs; the data must have classes.",
         ),
     ] = 0.0
     precision: Precision = "fp32"

@@ -1,6 +1,6 @@
 """Process and strategies as closed configs, with laws and checks in plain Python (no torch)."""
 
-from fleetstep.diffusion.spec.checks import check_strategies
+from fleetstep.diffusion.spec.checks import check_range, check_strategies
 from fleetstep.diffusion.spec.laws import (
     Law,
     LogNormalLaw,
@@ -78,6 +78,7 @@ __all__ = [
     "VpSpec",
     "WarmupSpec",
     "base_law",
+    "check_range",
     "check_strategies",
     "closed_form_tau",
     "ddpm_betas",

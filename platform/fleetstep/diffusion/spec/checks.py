@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from fleetstep.diffusion.spec.laws import LogNormalLaw, base_law
+from fleetstep.diffusion.spec.laws import LogNormalLaw, base_law, level_range
 from fleetstep.diffusion.spec.processes import (
     HIGHEST_LEVEL,
     DdpmSpec,
@@ -27,7 +27,26 @@ from fleetstep.diffusion.spec.strategies import (
     UniformSpec,
     WarmupSpec,
 )
-from fleetstep.diffusion.spec.thresholds import reflection_step, threshold_quantile
+from fleetstep.diffusion.spec.thresholds import (
+    reflection_step,
+    suppressed_mass,
+    threshold_quantile,
+    threshold_sigma,
+)
+
+
+def check_range(process: ProcessSpec, sigma_min: float, sigma_max: float) -> list[str]:
+    """Why samplers, which walk [sigma_min, sigma_max], cannot sample the process; [] if they can.
+
+    Training does not need it: a grid of samples or a sweep does.
+    """
+    low, high = level_range(process)
+    if max(low, sigma_min) < min(high, sigma_max):
+        return []
+    return [
+        f"the noise levels {low:.4g} .. {high:.4g} of {process.kind} do not meet the range "
+        f"{sigma_min:g} .. {sigma_max:g} that samplers walk: widen them"
+    ]
 
 
 def check_strategies(
@@ -44,9 +63,28 @@ def check_strategies(
     problems += _conflicts(strategies)
     problems += _beside_additive(strategies)
     for i, spec in enumerate(strategies):
-        for problem in _misfits(process, spec, global_batch):
-            problems.append(f"strategies[{i}] ({spec.kind}) {problem}")
+        found = [*_misfits(process, spec, global_batch)]
+        if isinstance(spec, SpeedSpec) and not found:
+            found += _outside_replaced_law(process, spec, strategies)
+        problems += [f"strategies[{i}] ({spec.kind}) {problem}" for problem in found]
     return problems
+
+
+def _outside_replaced_law(
+    process: ProcessSpec, speed: SpeedSpec, strategies: Sequence[StrategySpec]
+) -> Iterator[str]:
+    """A threshold within the process's law can lie outside one that another strategy put there."""
+    replaced = [s for s in strategies if isinstance(s, LogNormalSpec | LogitNormalSpec)]
+    if not (speed.sampling and replaced):
+        return
+    mass = suppressed_mass(process, speed, strategies)
+    if not 0 < mass < 1:
+        where = "above" if mass == 0 else "below"
+        yield (
+            f"threshold: sigma = {threshold_sigma(process, speed):.4g} lies {where} all levels of "
+            f"the {replaced[0].kind} law with mean {replaced[0].mean:g} and std "
+            f"{replaced[0].std:g}: move mean, or set sampling: false"
+        )
 
 
 def _repeated(strategies: Sequence[StrategySpec]) -> Iterator[str]:
@@ -148,13 +186,20 @@ def _misfits(process: ProcessSpec, spec: StrategySpec, global_batch: int | None)
         case LogNormalSpec():
             yield from _log_normal(process, spec)
         case AntUwSpec() if global_batch is not None and global_batch % spec.clusters:
-            nearest = max(round(global_batch / spec.clusters), 1) * spec.clusters
             yield (
                 f"gives each of {spec.clusters} clusters an equal share of the global batch, and "
-                f"{global_batch} is not divisible by {spec.clusters}: use global_batch {nearest}"
+                f"{global_batch} is not divisible by {spec.clusters}: use clusters "
+                f"{_divisor(global_batch, spec.clusters)}, or a global_batch that {spec.clusters} "
+                "divides"
             )
         case _:
             pass
+
+
+def _divisor(batch: int, wanted: int) -> int:
+    """The divisor of a batch, above 1, that is nearest to what was wanted."""
+    divisors = [n for n in range(2, batch + 1) if batch % n == 0]
+    return min(divisors, key=lambda n: (abs(n - wanted), n), default=wanted)
 
 
 # A law cut to the process's range that keeps less than this is not the law that was asked for.
@@ -162,8 +207,7 @@ _LEAST_INSIDE = 0.01
 
 
 def _log_normal(process: ProcessSpec, spec: LogNormalSpec) -> Iterator[str]:
-    own, law = base_law(process), LogNormalLaw(spec.mean, spec.std)
-    low, high = own.icdf(0.0), own.icdf(1.0)
+    law, (low, high) = LogNormalLaw(spec.mean, spec.std), level_range(process)
     inside = law.cdf(high) - law.cdf(low)
     if inside < _LEAST_INSIDE:
         yield (
@@ -204,10 +248,11 @@ def _additive_range(process: ProcessSpec, spec: FdmSpec) -> Iterator[str]:
 
 
 def _speed(process: ProcessSpec, spec: SpeedSpec) -> Iterator[str]:
-    if not (spec.sampling or spec.weighting or spec.reflected_pairs):
+    if not ((spec.sampling and spec.k > 1) or spec.weighting or spec.reflected_pairs):
+        off = "sampling=false" if not spec.sampling else "k=1"
         yield (
-            "has sampling=false and weighting=false and changes nothing: remove it, or switch one "
-            "of the two on"
+            f"has {off} and weighting=false and changes nothing: remove it, or switch one of the "
+            "two on"
         )
     if spec.sampling or spec.tail_weight is not None:
         try:

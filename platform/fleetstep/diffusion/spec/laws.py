@@ -153,3 +153,11 @@ def base_law(process: ProcessSpec) -> Law:
             return LogNormalLaw(process.p_mean, process.p_std)
         case DdpmSpec():
             return StepsLaw(ddpm_sigmas(process.schedule, process.steps))
+
+
+def level_range(process: ProcessSpec) -> tuple[float, float]:
+    """Lowest and highest noise level of the process: what samplers walk, not where EDM trains."""
+    if isinstance(process, EdmSpec):
+        return process.sigma_min, process.sigma_max
+    law = base_law(process)
+    return law.icdf(0.0), law.icdf(1.0)

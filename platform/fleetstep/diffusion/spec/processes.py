@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, PositiveFloat, model_validator
 
 from fleetstep.spec import Spec
 
 HIGHEST_LEVEL = 1e15
 """Highest noise level that a beta may lead to: its squared error, summed over a million values, is
 1e36, and float32 ends at 3e38."""
+
+# No draw lies further from the mean: uniform numbers have 52 bits.
+_MOST_DEVIATIONS = 8.3
 
 Prediction = Literal["eps", "x0", "v", "F"]
 """What the network's output stands for: the noise, the clean image, the velocity alpha eps -
@@ -82,7 +85,7 @@ class EdmSpec(Spec):
     """
 
     kind: Literal["edm"] = "edm"
-    sigma_data: PositiveFloat = 0.5
+    sigma_data: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.5
     p_mean: FiniteFloat = -1.2
     p_std: PositiveFloat = 1.2
     sigma_min: PositiveFloat = 0.002
@@ -92,6 +95,12 @@ class EdmSpec(Spec):
     @model_validator(mode="after")
     def _range(self) -> Self:
         _check_range(self.sigma_min, self.sigma_max)
+        furthest = abs(self.p_mean) + _MOST_DEVIATIONS * self.p_std
+        if furthest > math.log(HIGHEST_LEVEL):
+            raise ValueError(
+                f"|p_mean| + {_MOST_DEVIATIONS} p_std = {furthest:g} draws noise levels beyond "
+                f"{HIGHEST_LEVEL:.0e} or its inverse: keep it below {math.log(HIGHEST_LEVEL):.1f}"
+            )
         return self
 
 
@@ -101,7 +110,8 @@ class DdpmSpec(Spec):
     Attributes:
         schedule: "linear" (beta from 1e-4 to 0.02), "quadratic" (linear in sqrt(beta), the same
             ends) or "cosine" (Nichol and Dhariwal 2021, eq. 17, beta at most 0.999).
-        steps: T.
+        steps: T, at most 5000: the ends of the schedules do not depend on T, so that the highest
+            noise level of the linear one grows as exp(T / 198).
         prediction: what the network predicts.
         learned_variance: the network also gives the variance of the reverse step, trained by its
             likelihood bound (Nichol and Dhariwal 2021, section 3.1; DiT's recipe). Its output has
@@ -110,7 +120,7 @@ class DdpmSpec(Spec):
 
     kind: Literal["ddpm"] = "ddpm"
     schedule: Literal["linear", "quadratic", "cosine"] = "linear"
-    steps: Annotated[PositiveInt, Field(ge=2)] = 1000
+    steps: Annotated[int, Field(ge=2, le=5000)] = 1000
     prediction: Prediction = "eps"
     learned_variance: bool = False
 
@@ -132,4 +142,8 @@ def output_channels(process: ProcessSpec, channels: int) -> int:
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:
     if sigma_min >= sigma_max:
-        raise ValueError(f"sigma_min must lie below sigma_max, got {sigma_min} and {sigma_max}")
+        raise ValueError(
+            f"sigma_min must lie below sigma_max, got {sigma_min} and {sigma_max}: change one"
+        )
+    if sigma_max > HIGHEST_LEVEL:
+        raise ValueError(f"sigma_max must be at most {HIGHEST_LEVEL:.0e}, got {sigma_max}")

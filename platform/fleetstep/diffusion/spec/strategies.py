@@ -51,7 +51,9 @@ class WarmupSpec(Strategy):
     @model_validator(mode="after")
     def _grows(self) -> Self:
         if self.stop < self.start:
-            raise ValueError(f"the cap cannot shrink: start is {self.start}, stop {self.stop}")
+            raise ValueError(
+                f"the cap cannot shrink: start is {self.start}, stop {self.stop}; raise stop"
+            )
         return self
 
 
@@ -224,8 +226,8 @@ class CltsSpec(Strategy):
 class AntUwSpec(Strategy):
     """ANT-UW: noise levels in clusters, weighted by learned uncertainty (Go et al. 2023).
 
-    A reconstruction: clusters are equal shares of the base law; the paper also clusters by SNR
-    and by gradients.
+    A reconstruction: clusters are equal shares of the law that is drawn from; the paper also
+    clusters by SNR and by gradients.
 
     Attributes:
         clusters: K; each gets as many samples of every global batch.
@@ -235,7 +237,7 @@ class AntUwSpec(Strategy):
     reconstruction: ClassVar[bool] = True
     kind: Literal["ant_uw"] = "ant_uw"
     clusters: Annotated[int, Field(ge=2)] = 5
-    lr: PositiveFloat = 0.025
+    lr: Annotated[float, Field(gt=0, le=1)] = 0.025
 
 
 class TskDifCurSpec(Strategy):

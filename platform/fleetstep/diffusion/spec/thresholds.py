@@ -8,7 +8,13 @@ from functools import cache
 from statistics import NormalDist
 from typing import Literal
 
-from fleetstep.diffusion.spec.laws import LogNormalLaw, base_law, ddpm_betas, ddpm_sigmas
+from fleetstep.diffusion.spec.laws import (
+    LogNormalLaw,
+    base_law,
+    ddpm_betas,
+    ddpm_sigmas,
+    level_range,
+)
 from fleetstep.diffusion.spec.processes import DdpmSpec, ProcessSpec, sigma_data_of
 from fleetstep.diffusion.spec.strategies import (
     LogitNormalSpec,
@@ -209,7 +215,11 @@ def _replaced_mass(
             return 0.0
         return NormalDist().cdf((law.mean - math.log(share / (1 - share))) / law.std)
     wide = LogNormalLaw(law.mean, law.std)
-    low, high = own.icdf(0.0), own.icdf(1.0)
+    if isinstance(process, DdpmSpec):
+        # Two neighbouring steps share the mass between them; the ends have all beyond them.
+        beyond_steps = [s for s in ddpm_sigmas(process.schedule, process.steps) if s > sigma]
+        return (wide.tail(sigma) + wide.tail(beyond_steps[0])) / 2 if beyond_steps else 0.0
+    low, high = level_range(process)
     beyond = wide.tail(high)
     return (wide.tail(max(sigma, low)) - beyond) / (wide.tail(low) - beyond)
 

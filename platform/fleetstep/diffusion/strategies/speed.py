@@ -46,6 +46,7 @@ from fleetstep.diffusion.spec.thresholds import (
 )
 from fleetstep.diffusion.strategies.context import Context
 from fleetstep.diffusion.strategies.fdm import MomentumInputScaling
+from fleetstep.diffusion.tables import Table
 from fleetstep.diffusion.weighting import Weighting
 
 if TYPE_CHECKING:
@@ -115,11 +116,11 @@ class StepWeights:
 
     def __call__(self, sigma_B: Tensor) -> Tensor:
         """Weights of the steps nearest to noise levels > 0, float64 [B]."""
-        return self._table.to(sigma_B.device)[self.process.index_of(sigma_B)]
+        return self._table.on(sigma_B.device)[self.process.index_of(sigma_B)]
 
     @cached_property
-    def _table(self) -> Tensor:
-        return torch.tensor(self.weights, dtype=torch.float64)
+    def _table(self) -> Table:
+        return Table(self.weights)
 
 
 def apply(spec: SpeedSpec, objective: Objective, context: Context) -> Objective:

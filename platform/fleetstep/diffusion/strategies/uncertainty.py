@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # AdamW's defaults; there is no weight decay.
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
+# |a| at most: shares of the loss from 1e-13 to 1e13. A cluster whose loss is zero lowers its a for
+# ever, until exp(-a) overflows; up to here even the square of its weight is a float32.
+_LARGEST = 30.0
+
 
 @dataclass(frozen=True)
 class UncertaintyWeights:
@@ -71,7 +75,10 @@ class UncertaintyWeights:
         return sums_2K.flatten()
 
     def update(self, state: State, sums_S: Tensor) -> State:
-        """AdamW (Loshchilov and Hutter 2019), whose gradient is (1 - exp(-a_c) l_c / K) / 2."""
+        """AdamW (Loshchilov and Hutter 2019), whose gradient is (1 - exp(-a_c) l_c / K) / 2.
+
+        Every a_c stays within [-30, 30].
+        """
         step, k = state["step"] + 1, self.clusters
         loss_K = (sums_S[:k] / sums_S[k:]).tolist()
         gradient = [
@@ -81,7 +88,7 @@ class UncertaintyWeights:
         v = [_BETA2 * v + (1 - _BETA2) * g * g for v, g in zip(state["v"], gradient, strict=True)]
         correct_m, correct_v = 1 - _BETA1**step, 1 - _BETA2**step
         a = [
-            a - self.lr * (m / correct_m) / (math.sqrt(v / correct_v) + _EPS)
+            _bounded(a - self.lr * (m / correct_m) / (math.sqrt(v / correct_v) + _EPS))
             for a, m, v in zip(state["a"], m, v, strict=True)
         ]
         return {"step": step, "a": a, "m": m, "v": v}
@@ -92,6 +99,10 @@ class UncertaintyWeights:
 
     def _clusters(self, first: int, count: int) -> Tensor:
         return torch.arange(first, first + count) % self.clusters
+
+
+def _bounded(a: float) -> float:
+    return min(max(a, -_LARGEST), _LARGEST)
 
 
 def apply(spec: AntUwSpec, objective: Objective) -> Objective:

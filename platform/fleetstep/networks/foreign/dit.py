@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import zipfile
@@ -15,13 +16,25 @@ from torch import Tensor
 
 from fleetstep.errors import ForeignWeightsError
 from fleetstep.networks.dit import Dit, position_embedding
-from fleetstep.networks.foreign.fitting import Held, Imported, Piece, check_size, fit_weights
+from fleetstep.networks.foreign.fitting import (
+    Held,
+    Imported,
+    Piece,
+    as_float32,
+    check_size,
+    fit_weights,
+)
+from fleetstep.networks.foreign.pickles import read_pickle
+from fleetstep.networks.foreign.refusals import refusing
+from fleetstep.networks.foreign.tensors import REBUILD_PARAMETER, REBUILD_TENSOR, STORAGES
 from fleetstep.networks.spec import DitSpec, check_network
 
 # Heads of the published sizes S, B, L and XL, by width.
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 _POSITION = "pos_embed"
 _PATCH, _LABEL, _OUT = "x_embedder.proj", "y_embedder.embedding_table", "final_layer.linear"
+# All that a state dict refers to, by itself or beside plain settings.
+_ALLOWED = {"collections.OrderedDict", REBUILD_PARAMETER, REBUILD_TENSOR, *STORAGES}
 # Theirs is computed as ours, in float64, and rounded once.
 _POSITION_TOLERANCE = 1e-6
 _MODULES = {
@@ -52,6 +65,11 @@ def read_dit(path: Path, heads: int | None = None) -> Imported:
     Raises:
         ForeignWeightsError: the file is damaged, would run code, or is not a DiT's.
     """
+    with refusing(path):
+        return _read(path, heads)
+
+
+def _read(path: Path, heads: int | None) -> Imported:
     offered = {name: Held(tensor) for name, tensor in _state_dict(path).items()}
     spec, (channels, resolution, _), classes, channels_out = _settings(offered, heads)
     _check_positions(offered[_POSITION].tensor, resolution // spec.patch, spec.width)
@@ -60,6 +78,7 @@ def read_dit(path: Path, heads: int | None = None) -> Imported:
     expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     return Imported(
         format="dit",
+        files=(path,),
         process={
             "kind": "ddpm",
             "schedule": "linear",
@@ -70,13 +89,28 @@ def read_dit(path: Path, heads: int | None = None) -> Imported:
         shape=(channels, resolution, resolution),
         classes=classes,
         weights=fit_weights(
-            expected, {name: _piece(name) for name in expected}, offered, unused={_POSITION}
+            expected,
+            {name: _piece(name) for name in expected},
+            offered,
+            file_bytes=path.stat().st_size,
+            unused={_POSITION},
         ),
         notes=(
             "the process is DDPM with 1000 linear steps and noise prediction, as DiT is released; "
             "a state dict does not say so",
+            *_class_notes(classes),
         ),
     )
+
+
+def _class_notes(classes: int) -> list[str]:
+    if not classes:
+        return []
+    return [
+        f"the last of the {classes + 1} rows of {_LABEL} is taken as that of no class; a DiT "
+        "trained with class_dropout_prob 0 has no such row, and its weights do not say so: it "
+        f"would have {classes + 1} classes, and the last one is not offered here"
+    ]
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
@@ -86,19 +120,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             f"{path.name} is neither safetensors nor of the format of torch.save since torch 1.6",
             "it is damaged, or older: where you trust it, load it and save it again",
         )
-    try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        # In a damaged file torch's reader meets, and raises, almost anything.
-        first = str(error).strip().partition("\n")[0]
-        raise ForeignWeightsError(
-            f"{path.name} cannot be read as tensors alone: {first}",
-            "it is damaged, or holds more than tensors: ask its author for safetensors",
-        ) from error
+    content: Any = load_file(path) if path.suffix == ".safetensors" else _torch_file(path)
     if isinstance(content, dict) and isinstance(content.get("ema"), dict):
         content = content["ema"]
     if not isinstance(content, dict) or not all(
@@ -108,7 +130,44 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             f"{path.name} is not a state dict, nor one under 'ema'",
             "name the file that holds the network's weights by name",
         )
+    for name, tensor in content.items():
+        _check_dense(name, tensor)
     return content
+
+
+def _torch_file(path: Path) -> Any:
+    """What torch.save wrote, tensors and plain settings alone.
+
+    torch's own reader runs nothing either; but it inflates what is compressed, and takes numbers
+    and keys of any size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        pickles = [e.filename for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
+        if (
+            any(
+                e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size
+                for e in entries
+            )
+            or sum(e.file_size for e in entries) > path.stat().st_size
+            or len(pickles) != 1
+        ):
+            raise ForeignWeightsError(
+                f"{path.name} is not laid out as torch.save lays a file out: one data.pkl, and "
+                "nothing compressed",
+                "load it and save it again with torch, where you trust its source",
+            )
+        read_pickle(io.BytesIO(archive.read(pickles[0])), _ALLOWED, tensors=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise ForeignWeightsError(
+            f"{name} is not a tensor with a number in the file for each of its elements",
+            "the file is damaged or forged, or its tensors are expanded views: save copies",
+        )
 
 
 def _settings(
@@ -138,7 +197,8 @@ def _settings(
             f"say it with --heads; known are {_HEADS}",
         )
     spec = DitSpec(
-        depth=1 + max(int(m[1]) for name in offered if (m := re.match(r"blocks\.(\d+)\.", name))),
+        depth=1
+        + max(int(m[1]) for name in offered if (m := re.match(r"blocks\.(\d{1,9})\.", name))),
         width=width,
         heads=heads or _HEADS[width],
         patch=patch,
@@ -160,7 +220,7 @@ def _settings(
 def _check_positions(stored: Tensor, side: int, width: int) -> None:
     if stored.shape == (1, side**2, width):
         ours = position_embedding(side, side, width, torch.device("cpu"))[None]
-        fits = bool(((stored.float() - ours).abs() <= _POSITION_TOLERANCE).all())
+        fits = bool(((as_float32(_POSITION, stored) - ours).abs() <= _POSITION_TOLERANCE).all())
     else:
         fits = False
     if not fits:

@@ -7,6 +7,7 @@ ignored.
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,16 @@ from fleetstep.errors import ForeignWeightsError
 from fleetstep.networks.foreign.fitting import Imported, check_size, fit_weights
 from fleetstep.networks.foreign.modules import ALLOWED, ForeignModule, mapping, module_of
 from fleetstep.networks.foreign.pickles import read_pickle
+from fleetstep.networks.foreign.refusals import listed, refusing, shown
 from fleetstep.networks.foreign.song_unet import read_song_unet
+from fleetstep.networks.foreign.tensors import StoredTensor
 
 _FDM = "FDM_"
 # FDM's command line writes 2 into the network; its class alone has 1.
 _RELEASED_MULTIPLIER = 2.0
 _VP_STEPS = 1000
+# EDM's code computes VP's smallest level in float32: 9.77e-4, where float64 gives 1.0005e-3.
+_DERIVED_TOLERANCE = 0.03
 
 
 def read_edm_pickle(path: Path) -> Imported:
@@ -31,36 +36,49 @@ def read_edm_pickle(path: Path) -> Imported:
         ForeignWeightsError: the file refers to anything that a network does not need, is damaged,
             or holds another network than DDPM++ or NCSN++.
     """
+    with refusing(path):
+        return _read(path)
+
+
+def _read(path: Path) -> Imported:
     check_size(path)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as source:
         content = mapping(read_pickle(source, ALLOWED), "the pickle")
     outer = module_of(content.get("ema"))
     if outer is None:
         raise ForeignWeightsError(
-            f"{path.name} has no network under 'ema'; it holds: {', '.join(map(str, content))}",
+            f"{path.name} has no network under 'ema'; it holds: {listed(content)}",
             "use a network-snapshot-*.pkl, or the file of a released model",
         )
     described = _Precond(outer)
-    unet = read_song_unet(outer.child("model"))
+    tensors = _inside_model(outer)
+    unet = read_song_unet(outer.child("model"), tensors)
     described.check(unet.shape, unet.classes)
     return Imported(
         format="edm",
+        files=(path,),
         process=described.process(),
         strategies=described.strategies(),
         network=unet.network,
         shape=unet.shape,
         classes=unet.classes,
-        weights=fit_weights(unet.expected, unet.pieces, _inside_model(outer), unused=unet.unused),
+        weights=fit_weights(
+            unet.expected,
+            unet.pieces,
+            tensors,
+            file_bytes=path.stat().st_size,
+            unused=unet.unused,
+        ),
         notes=(*described.notes, *unet.notes),
     )
 
 
-def _inside_model(outer: ForeignModule) -> dict[str, Any]:
+def _inside_model(outer: ForeignModule) -> dict[str, StoredTensor]:
     found = outer.tensors()
     outside = [name for name in found if not name.startswith("model.")]
     if outside:
         raise ForeignWeightsError(
-            f"{outer.kind} has tensors of its own: {', '.join(outside)}",
+            f"{outer.kind} has tensors of its own: {listed(outside)}",
             "it is another preconditioning than EDM's VP, VE and EDM",
         )
     return {name.removeprefix("model."): tensor for name, tensor in found.items()}
@@ -80,18 +98,36 @@ class _Precond:
             )
 
     def number(self, name: str) -> float:
-        """A finite numeric attribute.
+        """A numeric attribute; all of them are finite and not negative.
 
         Raises:
-            ForeignWeightsError: it is missing or no number.
+            ForeignWeightsError: it is missing or no such number.
         """
         value = self._module.setting(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < math.inf
+        ):
             raise ForeignWeightsError(
-                f"{self._module.kind}.{name} should be a number and is {value!r}",
+                f"{self._module.kind}.{name} should be a finite number from 0 on and is "
+                f"{shown(value)}",
                 "use the file that the training program wrote",
             )
         return float(value)
+
+    def unbounded(self, name: str) -> bool:
+        """Whether an attribute is infinite."""
+        return bool(self._module.setting(name) == math.inf)
+
+    def check_derived(self, name: str, derived: float) -> None:
+        """Refuse an attribute that is not what the others make it."""
+        if not math.isclose(stored := self.number(name), derived, rel_tol=_DERIVED_TOLERANCE):
+            raise ForeignWeightsError(
+                f"{self._module.kind}.{name} is {stored:g}, and its other settings make it "
+                f"{derived:g}",
+                "the file is damaged or forged: fetch it again from a source you trust",
+            )
 
     def check(self, shape: tuple[int, int, int], classes: int) -> None:
         """Refuse a preconditioning for other images than its network's."""
@@ -100,8 +136,8 @@ class _Precond:
         )
         if said != (shape[0], shape[1], classes):
             raise ForeignWeightsError(
-                f"{self._module.kind} is for (channels, resolution, classes) {said}, its network "
-                f"for {(shape[0], shape[1], classes)}",
+                f"{self._module.kind} is for (channels, resolution, classes) {shown(said)}, its "
+                f"network for {(shape[0], shape[1], classes)}",
                 "the file is damaged or forged: fetch it again from a source you trust",
             )
 
@@ -138,12 +174,11 @@ class _Precond:
 
 def _edm(precond: _Precond) -> dict[str, Any]:
     section: dict[str, Any] = {"kind": "edm", "sigma_data": precond.number("sigma_data")}
-    low, high = precond.number("sigma_min"), precond.number("sigma_max")
     # EDM's own network is meant for any level (0, infinity); samplers walk [0.002, 80] of it.
-    if low > 0:
+    if (low := precond.number("sigma_min")) > 0:
         section["sigma_min"] = low
-    if high != float("inf"):
-        section["sigma_max"] = high
+    if not precond.unbounded("sigma_max"):
+        section["sigma_max"] = precond.number("sigma_max")
     return section
 
 
@@ -153,12 +188,11 @@ def _vp(precond: _Precond) -> dict[str, Any]:
             f"the VP network was conditioned on {steps:g} steps, ours on {_VP_STEPS}",
             "such a network cannot be represented here",
         )
-    return {
-        "kind": "vp",
-        "beta_min": precond.number("beta_min"),
-        "beta_d": precond.number("beta_d"),
-        "t_min": precond.number("epsilon_t"),
-    }
+    beta_min, beta_d = precond.number("beta_min"), precond.number("beta_d")
+    t_min = precond.number("epsilon_t")
+    for name, t in (("sigma_min", t_min), ("sigma_max", 1.0)):
+        precond.check_derived(name, math.sqrt(math.expm1(beta_min * t + beta_d * t * t / 2)))
+    return {"kind": "vp", "beta_min": beta_min, "beta_d": beta_d, "t_min": t_min}
 
 
 def _ve(precond: _Precond) -> dict[str, Any]:

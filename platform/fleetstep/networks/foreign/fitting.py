@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,8 @@ import torch
 from torch import Tensor
 
 from fleetstep.errors import ForeignWeightsError
+from fleetstep.networks.foreign.refusals import listed
 from fleetstep.networks.spec import NetworkSpec
-
-_LISTED = 8
 
 
 class Offered(Protocol):
@@ -62,6 +62,7 @@ class Imported:
 
     Attributes:
         format: whose file it was: "edm", "dit" or "diffusers".
+        files: every file that decided what the network is and computes; the weights first.
         process, strategies: sections of an experiment; together they are the preconditioning.
         network: our network's config.
         shape: (C, H, W) of an image.
@@ -72,6 +73,7 @@ class Imported:
     """
 
     format: str
+    files: tuple[Path, ...]
     process: Mapping[str, Any]
     strategies: tuple[Mapping[str, Any], ...] = ()
     network: NetworkSpec
@@ -86,6 +88,7 @@ def fit_weights(
     pieces: Mapping[str, Piece],
     offered: Mapping[str, Offered],
     *,
+    file_bytes: int,
     unused: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Our state dict, float32, from the file's tensors. Nothing is read before everything fits.
@@ -94,18 +97,19 @@ def fit_weights(
         expected: shape of every tensor of our network, by name.
         pieces: where each of them comes from.
         offered: the file's tensors.
+        file_bytes: size of the file, in which every number has at least a byte of its own.
         unused: names in the file that hold no weights.
 
     Raises:
-        ForeignWeightsError: names are missing from the file or unexpected in it, or shapes differ;
-            all are named.
+        ForeignWeightsError: names are missing from the file or unexpected in it, shapes differ,
+            or tensors hold anything but finite real numbers.
     """
     sources = {piece.source for piece in pieces.values()}
     problems = [
-        *_listed("missing from the file", sorted(sources - offered.keys())),
-        *_listed("unexpected in the file", sorted(offered.keys() - sources - set(unused))),
-        *_listed("without a counterpart in the file", sorted(expected.keys() - pieces.keys())),
-        *_listed(
+        *_named("missing from the file", sorted(sources - offered.keys())),
+        *_named("unexpected in the file", sorted(offered.keys() - sources - set(unused))),
+        *_named("without a counterpart in the file", sorted(expected.keys() - pieces.keys())),
+        *_named(
             "of another shape",
             [
                 f"{piece.source} is {offered[piece.source].shape}, {name} needs {expected[name]}"
@@ -122,18 +126,50 @@ def fit_weights(
             + "; ".join(problems),
             "the file belongs to other code: only what fits exactly is taken",
         )
+    check_numbers(expected, file_bytes)
     weights = {}
     for name, piece in pieces.items():
-        tensor = offered[piece.source].load().to(torch.float32)
+        tensor = as_float32(piece.source, offered[piece.source].load())
         weights[name] = (piece.convert(tensor) if piece.convert else tensor).contiguous()
     return weights
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return [f"{what}: {', '.join(names[:_LISTED])}{more}"]
+def _named(what: str, names: list[str]) -> list[str]:
+    return [f"{what}: {listed(names)}"] if names else []
+
+
+def check_numbers(expected: Mapping[str, tuple[int, ...]], file_bytes: int) -> None:
+    """Refuse a network of more numbers than its file has bytes: its tensors share their storage.
+
+    Raises:
+        ForeignWeightsError: it is one.
+    """
+    numbers = sum(map(math.prod, expected.values()))
+    if numbers > file_bytes:
+        raise ForeignWeightsError(
+            f"the network has {numbers:,} numbers and its file {file_bytes:,} bytes",
+            "the file is damaged or forged: fetch it again from a source you trust",
+        )
+
+
+def as_float32(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of weights in float32.
+
+    Raises:
+        ForeignWeightsError: it holds anything but real numbers that are finite in float32.
+    """
+    if not tensor.dtype.is_floating_point:
+        raise ForeignWeightsError(
+            f"{name} is of {tensor.dtype}, and weights are floating-point numbers",
+            "the file is quantised, or holds more than a network: use the original weights",
+        )
+    converted = tensor.to(torch.float32)
+    if not bool(converted.isfinite().all()):
+        raise ForeignWeightsError(
+            f"{name} holds numbers that are not finite in float32",
+            "the file is damaged, or its training diverged: use another snapshot",
+        )
+    return converted
 
 
 def check_size(path: Path, most_bytes: int = 64 * 2**30) -> None:

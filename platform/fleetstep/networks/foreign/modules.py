@@ -13,6 +13,7 @@ from fleetstep.networks.foreign.tensors import (
     LOAD_STORAGE,
     REBUILD_PARAMETER,
     REBUILD_TENSOR,
+    Storage,
     StoredTensor,
     stored_tensor,
 )
@@ -35,7 +36,7 @@ ALLOWED = frozenset(
 """All names that a network pickle may refer to: none of them is imported or called."""
 
 # Generous for any network, and a bound for pickles whose parts repeat each other.
-_MOST_MODULES, _DEEPEST, _MOST_SETTINGS = 100_000, 32, 10_000
+_MOST_PARTS, _DEEPEST, _LONGEST_NAME, _MOST_SETTINGS = 100_000, 32, 256, 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +78,28 @@ class ForeignModule:
         """Every parameter and buffer, by its name in torch's state dict.
 
         Raises:
-            ForeignWeightsError: one is no tensor, or a sub-module is none.
+            ForeignWeightsError: one is no tensor, or a sub-module is none, or there are more of
+                them than a network has.
         """
         found: dict[str, StoredTensor] = {}
-        for count, (prefix, module) in enumerate(_walk(self, "", 0)):
-            if count >= _MOST_MODULES:
+        storages: dict[bytes, Storage] = {}
+        parts = 0
+        for prefix, module in _walk(self, "", 0):
+            groups = [
+                mapping(module.attributes.get(group), prefix + group)
+                for group in ("_modules", "_parameters", "_buffers")
+            ]
+            # Before its sub-modules are entered: a module that holds itself often has no end.
+            parts += sum(map(len, groups))
+            if parts > _MOST_PARTS:
                 raise ForeignWeightsError(
-                    f"{self.kind} has more than {_MOST_MODULES} modules", "it is no network"
+                    f"{self.kind} has more than {_MOST_PARTS} modules and tensors",
+                    "it is no network",
                 )
-            for group in ("_parameters", "_buffers"):
-                for name, value in mapping(module.attributes.get(group), prefix + group).items():
-                    if value is not None:
-                        found[f"{prefix}{name}"] = _tensor(value, f"{prefix}{name}")
+            for name, value in [item for group in groups[1:] for item in group.items()]:
+                if value is not None:
+                    full = _full_name(prefix, name)
+                    found[full] = _tensor(value, full, storages)
         return found
 
 
@@ -101,7 +112,7 @@ def _walk(module: ForeignModule, prefix: str, depth: int) -> Iterator[tuple[str,
     for name, value in mapping(module.attributes.get("_modules"), f"{prefix}_modules").items():
         inner = module_of(value)
         if inner is not None:
-            yield from _walk(inner, f"{prefix}{name}.", depth + 1)
+            yield from _walk(inner, f"{_full_name(prefix, name)}.", depth + 1)
         elif value is not None:
             raise ForeignWeightsError(
                 f"{prefix}{name} is no module as training programs pickle one",
@@ -109,9 +120,18 @@ def _walk(module: ForeignModule, prefix: str, depth: int) -> Iterator[tuple[str,
             )
 
 
-def _tensor(value: Any, name: str) -> StoredTensor:
+def _full_name(prefix: str, name: object) -> str:
+    full = f"{prefix}{name}"
+    if len(full) > _LONGEST_NAME:
+        raise ForeignWeightsError(
+            f"a module or tensor has a name of {len(full)} characters", "it is no network"
+        )
+    return full
+
+
+def _tensor(value: Any, name: str, storages: dict[bytes, Storage]) -> StoredTensor:
     if isinstance(value, Record):
-        return stored_tensor(value, name)
+        return stored_tensor(value, name, storages)
     raise ForeignWeightsError(
         f"{name} is not a tensor but of type {type(value).__name__}",
         "use the file that the training program wrote",

@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, cast
 
 from fleetstep.errors import ForeignWeightsError
+from fleetstep.networks.foreign.refusals import cut, shown
 
-# Network pickles have some ten thousand.
-_MOST_OPCODES = 5_000_000
+# Network pickles have some hundred thousand at most.
+_MOST_OPCODES = 1_000_000
+# Of a whole number: torch's magic number has 77. Larger ones overflow whatever counts with them.
+_MOST_BITS = 80
+_MOST_KEY_BITS = 60
 _NEWEST_PROTOCOL = 5
 _VALUES = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINUNICODE",
@@ -63,12 +67,19 @@ class Record:
     """
 
     name: str
-    arguments: tuple[Any, ...]
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
+    # Not shown: what holds itself many times over takes forever to print.
+    arguments: tuple[Any, ...] = field(repr=False)
+    state: Any = field(default=None, repr=False)
+    items: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
-def read_pickle(source: Source, allowed: Collection[str], *, tensors: bool = False) -> Any:
+def read_pickle(
+    source: Source,
+    allowed: Collection[str],
+    *,
+    tensors: bool = False,
+    most_opcodes: int = _MOST_OPCODES,
+) -> Any:
     """The value of the pickle that starts here; the source is left behind its end.
 
     Numbers, strings, bytes, None, tuples, lists, dicts, sets, `Record`s and `Global`s come out.
@@ -78,6 +89,7 @@ def read_pickle(source: Source, allowed: Collection[str], *, tensors: bool = Fal
         allowed: names that it may refer to.
         tensors: whether it may refer to storages by a persistent id, as torch.save does; such a
             reference becomes a `Record` named "persistent id".
+        most_opcodes: how many it may have.
 
     Raises:
         ForeignWeightsError: it refers to anything else, uses an opcode that plain data does not
@@ -89,14 +101,15 @@ def read_pickle(source: Source, allowed: Collection[str], *, tensors: bool = Fal
         # Only read, readline and tell are called.
         for count, step in enumerate(pickletools.genops(cast(IO[bytes], source))):
             opcode, argument, position = step[0], step[1], step[2] or 0
-            if count >= _MOST_OPCODES:
+            if count >= most_opcodes:
                 raise ForeignWeightsError(
-                    f"the pickle has more than {_MOST_OPCODES} opcodes", "it is no network's"
+                    f"the pickle has more than {most_opcodes} opcodes", "it is no network's"
                 )
             machine.step(opcode.name, argument)
     except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise ForeignWeightsError(
-            f"the pickle is damaged at or after byte {position}: {error!r}", "fetch the file again"
+            f"the pickle is damaged at or after byte {position}: {shown(error)}",
+            "fetch the file again",
         ) from error
     return machine.result()
 
@@ -130,6 +143,8 @@ class _Machine:
     def step(self, opcode: str, argument: Any) -> None:
         """Do what one opcode asks for, if that is only to build data."""
         if opcode in _VALUES:
+            if isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
+                raise ValueError(f"a whole number of {argument.bit_length()} bits")
             self._stack.append(argument)
         elif opcode in _CONSTANTS:
             self._stack.append(_CONSTANTS[opcode])
@@ -190,10 +205,12 @@ class _Machine:
         items.update(zip(map(_key, flat[::2]), flat[1::2], strict=True))
 
     def _refer(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a module and a name in it are strings")
         full = f"{module}.{name}"
         if full not in self._allowed:
             raise ForeignWeightsError(
-                f"the pickle refers to {full}, which is refused; allowed are "
+                f"the pickle refers to {cut(full, 200)}, which is refused; allowed are "
                 f"{', '.join(sorted(self._allowed))}",
                 _REMEDY,
             )
@@ -213,7 +230,9 @@ class _Machine:
 
 
 def _key(value: Any) -> str | int:
-    # Anything deeper could take exponential time to hash.
+    # Anything deeper could take exponential time to hash, and larger numbers could all collide.
     if not isinstance(value, str | int):
         raise TypeError(f"a key is a string or a whole number, not {type(value).__name__}")
+    if isinstance(value, int) and value.bit_length() > _MOST_KEY_BITS:
+        raise ValueError(f"a key of {value.bit_length()} bits")
     return value

@@ -18,6 +18,8 @@ from fleetstep.errors import ForeignWeightsError
 from fleetstep.networks.ddpmpp import SongUnet
 from fleetstep.networks.foreign.fitting import Piece
 from fleetstep.networks.foreign.modules import ForeignModule
+from fleetstep.networks.foreign.refusals import listed, shown
+from fleetstep.networks.foreign.tensors import StoredTensor
 from fleetstep.networks.spec import DdpmppSpec, NcsnppSpec, check_network
 from fleetstep.spec import Spec
 
@@ -88,8 +90,12 @@ class ForeignUnet:
     notes: tuple[str, ...]
 
 
-def read_song_unet(module: ForeignModule) -> ForeignUnet:
+def read_song_unet(module: ForeignModule, tensors: Mapping[str, StoredTensor]) -> ForeignUnet:
     """Our network of a SongUNet's constructor arguments, and the names to fill it from.
+
+    Args:
+        module: the SongUNet.
+        tensors: its tensors, by their names in it.
 
     Raises:
         ForeignWeightsError: it is another class, or has settings that ours cannot represent.
@@ -116,7 +122,7 @@ def read_song_unet(module: ForeignModule) -> ForeignUnet:
         classes=arguments.label_dim,
         expected=expected,
         pieces={name: _piece(name, modules) for name in expected},
-        unused=frozenset({*_filters(module, arguments.resample_filter), *augment}),
+        unused=frozenset({*_filters(tensors, arguments.resample_filter), *augment}),
         notes=tuple(
             f"{name} is left out: it tells of augmented images, in training only"
             for name in augment
@@ -133,8 +139,8 @@ def _arguments(module: ForeignModule) -> _Arguments:
     try:
         return _Arguments.model_validate(module.setting("_init_kwargs"))
     except ValidationError as error:
-        lines = "; ".join(
-            f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}"
+        lines = listed(
+            f"{'.'.join(map(str, item['loc']))} = {shown(item['input'])}: {item['msg']}"
             for item in error.errors(include_url=False)
         )
         raise ForeignWeightsError(
@@ -148,8 +154,9 @@ def _network(arguments: _Arguments) -> DdpmppSpec | NcsnppSpec:
     if spec is None or arguments.in_channels != arguments.out_channels:
         raise ForeignWeightsError(
             "SongUNet with (embedding_type, channel_mult_noise, encoder_type, decoder_type, "
-            f"resample_filter) = {arguments.variant} and channels {arguments.in_channels} in, "
-            f"{arguments.out_channels} out is neither DDPM++ nor NCSN++",
+            f"resample_filter) = {shown(arguments.variant)} and channels "
+            f"{arguments.in_channels} in, {arguments.out_channels} out is neither DDPM++ "
+            "nor NCSN++",
             "known are " + " and ".join(map(str, _VARIANTS)) + ", with as many channels in as out",
         )
     levels = range(len(arguments.channel_mult))
@@ -238,11 +245,11 @@ def _qkv_in_thirds(tensor: Tensor) -> Tensor:
     return tensor.view(-1, 3, *tensor.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
-def _filters(module: ForeignModule, taps: tuple[float, ...]) -> Iterator[str]:
+def _filters(tensors: Mapping[str, StoredTensor], taps: tuple[float, ...]) -> Iterator[str]:
     """Names of the resampling filters in the file, which must be the ones of its arguments."""
     tap = torch.tensor(taps, dtype=torch.float32)
     right = torch.outer(tap, tap)[None, None] / tap.sum() ** 2
-    for name, stored in module.tensors().items():
+    for name, stored in tensors.items():
         if not name.endswith(".resample_filter"):
             continue
         if stored.shape != right.shape or not torch.equal(stored.load().float(), right):

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fleetstep.errors import ForeignWeightsError
 from fleetstep.networks.foreign.pickles import PERSISTENT_ID, Global, Record, read_pickle
+from fleetstep.networks.foreign.refusals import shown
 
 REBUILD_PARAMETER = "torch._utils._rebuild_parameter"
 REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 LOAD_STORAGE = "torch.storage._load_from_bytes"
-_DTYPES = {
+STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
     "torch.HalfStorage": torch.float16,
@@ -38,6 +40,11 @@ _DTYPES = {
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _LENGTH_BYTES = 8
 _MOST_DIMENSIONS = 8
+# The five pickles of a storage have some ten each.
+_MOST_OPCODES = 1_000
+
+Storage: TypeAlias = tuple[memoryview, torch.dtype]
+"""The bytes of a storage, and what they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,25 +61,34 @@ class StoredTensor:
         """A contiguous copy of it, in its own dtype."""
         if math.prod(self.shape) == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        flat = torch.frombuffer(bytearray(self.data), dtype=self.dtype)
-        return flat.as_strided(self.shape, self.stride, self.offset).clone(
-            memory_format=torch.contiguous_format
+        size = self.dtype.itemsize
+        # NumPy knows not all dtypes, and only moves the elements.
+        view: np.ndarray[Any, Any] = np.ndarray(
+            self.shape,
+            f"u{size}",
+            self.data,
+            self.offset * size,
+            [step * size for step in self.stride],
         )
+        return torch.frombuffer(bytearray(view.tobytes()), dtype=self.dtype).view(self.shape)
 
 
-def stored_tensor(record: Record, name: str) -> StoredTensor:
+def stored_tensor(
+    record: Record, name: str, storages: MutableMapping[bytes, Storage]
+) -> StoredTensor:
     """The tensor that a record describes.
 
     Args:
         record: what a pickle holds where a tensor is expected.
         name: of the tensor, for messages.
+        storages: those of the same file that were read before; many tensors may share one.
 
     Raises:
         ForeignWeightsError: it is no tensor, or reaches beyond its storage.
     """
     match record:
         case Record(name=call, arguments=(Record() as inner, *_)) if call == REBUILD_PARAMETER:
-            return stored_tensor(_leaf(inner, name), name)
+            return stored_tensor(_leaf(inner, name), name, storages)
         case Record(
             name=call,
             arguments=(
@@ -83,7 +99,9 @@ def stored_tensor(record: Record, name: str) -> StoredTensor:
                 *_,
             ),
         ) if (call, nested) == (REBUILD_TENSOR, LOAD_STORAGE):
-            data, dtype = _storage(payload, name)
+            if payload not in storages:
+                storages[payload] = _storage(payload, name)
+            data, dtype = storages[payload]
             _check_extent(name, len(data) // dtype.itemsize, offset, shape, stride)
             return StoredTensor(data, dtype, offset, shape, stride)
     raise ForeignWeightsError(
@@ -105,9 +123,10 @@ def _check_extent(
     name: str, available: int, offset: int, shape: Sequence[Any], stride: Sequence[Any]
 ) -> None:
     numbers = (offset, *shape, *stride)
+    # Each by itself first: a product of whatever the file claims could be of any length.
     sound = (
         len(shape) == len(stride) <= _MOST_DIMENSIONS
-        and all(type(number) is int and number >= 0 for number in numbers)
+        and all(type(number) is int and 0 <= number <= available for number in numbers)
         and math.prod(shape) <= available
     )
     if sound and math.prod(shape):
@@ -115,14 +134,14 @@ def _check_extent(
         sound = last < available
     if not sound:
         raise ForeignWeightsError(
-            f"{name} claims offset {offset}, shape {tuple(shape)} and strides {tuple(stride)} in "
+            f"{name} claims offset {offset}, shape {shown(shape)} and strides {shown(stride)} in "
             f"a storage of {available} elements",
             "the file is damaged or forged: fetch it again from a source you trust",
         )
 
 
-def _storage(payload: bytes, name: str) -> tuple[memoryview, torch.dtype]:
-    """The bytes of a nested storage and what they are.
+def _storage(payload: bytes, name: str) -> Storage:
+    """A nested storage.
 
     Raises:
         ForeignWeightsError: it is not of the older torch.save format, or not of the length it
@@ -130,7 +149,7 @@ def _storage(payload: bytes, name: str) -> tuple[memoryview, torch.dtype]:
     """
     source = io.BytesIO(payload)
     magic, version, machine, reference, keys = (
-        read_pickle(source, _DTYPES, tensors=True) for _ in range(5)
+        read_pickle(source, STORAGES, tensors=True, most_opcodes=_MOST_OPCODES) for _ in range(5)
     )
     match reference:
         case Record(
@@ -148,7 +167,7 @@ def _storage(payload: bytes, name: str) -> tuple[memoryview, torch.dtype]:
             f"the storage of {name} was written on a big-endian machine",
             "convert it on such a machine",
         )
-    dtype = _DTYPES[kind]
+    dtype = STORAGES[kind]
     start = source.tell() + _LENGTH_BYTES
     length = int.from_bytes(payload[start - _LENGTH_BYTES : start], "little")
     data = memoryview(payload)[start:]

@@ -15,13 +15,25 @@ _FIXED = {
     "class_embed_type": None,
     "mid_block_type": "UNetMidBlock2D",
 }
+PARAMETERS = frozenset(
+    {
+        "sample_size", "in_channels", "out_channels", "center_input_sample",
+        "time_embedding_type", "time_embedding_dim", "freq_shift", "flip_sin_to_cos",
+        "down_block_types", "mid_block_type", "up_block_types", "block_out_channels",
+        "layers_per_block", "mid_block_scale_factor", "downsample_padding", "downsample_type",
+        "upsample_type", "dropout", "act_fn", "attention_head_dim", "norm_num_groups",
+        "attn_norm_num_groups", "norm_eps", "resnet_time_scale_shift", "add_attention",
+        "class_embed_type", "num_class_embeds", "num_train_timesteps",
+    }
+)  # fmt: skip
+"""`UNet2DModel`'s constructor arguments (diffusers 0.36 to 0.42)."""
 
 
 class DiffusersUnetSpec(Spec):
     """A `UNet2DModel` of the diffusers library, which the extra `hub` installs.
 
     Attributes:
-        config: the constructor's arguments, all of them.
+        config: the constructor's arguments, all of them; names that begin with "_" are notes.
     """
 
     kind: Literal["diffusers_unet"] = "diffusers_unet"
@@ -40,7 +52,7 @@ class DiffusersUnetSpec(Spec):
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
-    def channels(self) -> int:
+    def channels_in(self) -> int:
         """Channels of the images."""
         return self._whole("in_channels")
 
@@ -66,6 +78,9 @@ class DiffusersUnetSpec(Spec):
 
 
 def _problems(config: Mapping[str, JsonValue]) -> Iterator[str]:
+    for name in sorted(config.keys() - PARAMETERS):
+        if not name.startswith("_"):
+            yield f"{name[:80]} is no argument of UNet2DModel: remove it, or correct its name"
     for name, value in _FIXED.items():
         if config.get(name, value) != value:
             yield f"{name} must be {value!r}, got {config[name]!r}"
