@@ -124,4 +124,4 @@ def test_reference_law_figures():
         level = f64(float(sigma))
         assert law.cdf(level).item() == pytest.approx(cdf, rel=1e-9)
         density = 1 / inverse_density(law, level).item()
-        assert density == pytest.approx(GOLDEN["lognormal_pdf"][sigma], rel=1e-8)
+        assert density == pytest.approx(GOLDEN["lognormal_pdf"][sigma], rel=1e-9)
