@@ -131,6 +131,8 @@ def test_held_out_losses_on_other_data_or_another_grid_are_not_compared():
     ("key", "compared"),
     [
         ("process.sigma_data", False),
+        ("process.prediction", True),
+        ("process.learned_variance", True),
         ("data.heldout", False),
         ("training.heldout.bins", False),
         ("training.heldout.images", False),
