@@ -9,28 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleetstep import cli
 from fleetstep.errors import ResumeError
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the program as the console script does: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["fleetstep", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_pack_verify_and_a_damaged_shard(run: Run, tmp_path: Path):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fleetstep import cli
 from fleetstep.data.pack import pack_npz
 from fleetstep.durable import sha256_of
 from fleetstep.errors import CheckpointError, DataError, ForeignWeightsError
@@ -43,23 +42,6 @@ class Pixels:
 
     def __call__(self, images_nCHW: Any) -> Any:
         raise AssertionError("a plan extracts no features")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call the program as the console script does: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["fleetstep", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

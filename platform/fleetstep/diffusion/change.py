@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from fleetstep.diffusion.noise_levels import LogNormal, LogUniform, UniformTime
-from fleetstep.diffusion.process import Ddpm
+from fleetstep.diffusion.process import Ddpm, Schedule
 from fleetstep.diffusion.spec import DdpmSpec, ddpm_betas
 from fleetstep.diffusion.strategies.fdm import MomentumMean
 
@@ -101,22 +101,6 @@ def inverse_density(law: SmoothLaw, sigma_B: Tensor) -> Tensor:
             process = law.process
             slope_B = process.dsigma2_dt(process.t_of_sigma(sigma_B)) / (2 * sigma_B)
             return (1 - process.t_min) * slope_B
-
-
-class Schedule(Protocol):
-    """Signal scale s(t) and noise level sigma(t), as a process has them."""
-
-    def t_of_sigma(self, sigma: Tensor) -> Tensor:
-        """The time at which the noise level is sigma."""
-
-    def scale(self, t: Tensor) -> Tensor:
-        """Signal scale s at time t."""
-
-    def dscale_dt(self, t: Tensor) -> Tensor:
-        """Time derivative of `scale`."""
-
-    def dsigma2_dt(self, t: Tensor) -> Tensor:
-        """Time derivative of sigma(t)^2."""
 
 
 @dataclass(frozen=True)

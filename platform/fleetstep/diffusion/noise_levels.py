@@ -23,6 +23,7 @@ from fleetstep.diffusion.spec import (
     VpSpec,
     ddpm_sigmas,
 )
+from fleetstep.diffusion.tables import Table
 
 
 class NoiseLevels(Protocol):
@@ -114,16 +115,16 @@ class UniformSteps:
         """The level of step floor(u T)."""
         steps = len(self.sigmas)
         index_B = (u_B * steps).long().clamp(max=steps - 1)
-        return self._table.to(u_B.device)[index_B]
+        return self._levels.on(u_B.device)[index_B]
 
     def cdf(self, sigma_B: Tensor) -> Tensor:
         """Share of the steps at or below sigma."""
-        table = self._table.to(sigma_B.device)
+        table = self._levels.on(sigma_B.device)
         return torch.searchsorted(table, sigma_B, right=True).double() / len(self.sigmas)
 
     @cached_property
-    def _table(self) -> Tensor:
-        return torch.tensor(self.sigmas, dtype=torch.float64)
+    def _levels(self) -> Table:
+        return Table(self.sigmas)
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,17 @@ class WeightedSteps:
     def icdf(self, u_B: Tensor) -> Tensor:
         """The level of the first step whose cumulative probability exceeds u."""
         index_B = torch.searchsorted(self._cumulative.to(u_B.device), u_B, right=True)
-        return self._table.to(u_B.device)[index_B.clamp(max=len(self.sigmas) - 1)]
+        return self._levels.on(u_B.device)[index_B.clamp(max=len(self.sigmas) - 1)]
 
     def cdf(self, sigma_B: Tensor) -> Tensor:
         """Probability of the steps at or below sigma."""
-        count_B = torch.searchsorted(self._table.to(sigma_B.device), sigma_B, right=True)
+        count_B = torch.searchsorted(self._levels.on(sigma_B.device), sigma_B, right=True)
         padded = torch.cat([self._cumulative.new_zeros(1), self._cumulative])
         return padded.to(sigma_B.device)[count_B]
 
     @cached_property
-    def _table(self) -> Tensor:
-        return torch.tensor(self.sigmas, dtype=torch.float64)
+    def _levels(self) -> Table:
+        return Table(self.sigmas)
 
     @cached_property
     def _cumulative(self) -> Tensor:

@@ -25,8 +25,24 @@ from fleetstep.diffusion.spec import (
 from fleetstep.diffusion.tables import Table
 
 
-class Process(Protocol):
-    """Signal scale s(t) and noise level sigma(t) of a diffusion, with their derivatives."""
+class Schedule(Protocol):
+    """Signal scale s(t) and noise level sigma(t) of a diffusion, as processes have them."""
+
+    def t_of_sigma(self, sigma: Tensor) -> Tensor:
+        """The time at which the noise level is sigma."""
+
+    def scale(self, t: Tensor) -> Tensor:
+        """Signal scale s at time t."""
+
+    def dscale_dt(self, t: Tensor) -> Tensor:
+        """Time derivative of `scale`."""
+
+    def dsigma2_dt(self, t: Tensor) -> Tensor:
+        """Time derivative of sigma(t)^2."""
+
+
+class Process(Schedule, Protocol):
+    """A schedule with its range of levels, and from times back to levels."""
 
     @property
     def sigma_min(self) -> float:
@@ -41,19 +57,7 @@ class Process(Protocol):
         """Standard deviation of the data that the process assumes."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level at time t, shape of t."""
-
-    def t_of_sigma(self, sigma: Tensor) -> Tensor:
-        """The time at which the noise level is sigma: inverse of `sigma`."""
-
-    def scale(self, t: Tensor) -> Tensor:
-        """Signal scale s at time t."""
-
-    def dscale_dt(self, t: Tensor) -> Tensor:
-        """Time derivative of `scale`."""
-
-    def dsigma2_dt(self, t: Tensor) -> Tensor:
-        """Time derivative of sigma(t)^2."""
+        """Noise level at time t, shape of t: inverse of `t_of_sigma`."""
 
 
 @dataclass(frozen=True)

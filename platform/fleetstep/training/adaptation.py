@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fleetstep.diffusion.adaptive import State
@@ -47,7 +46,7 @@ class Adaptation:
             return
         assert self.state is not None
         assert self._sums is not None
-        sums_S = torch.as_tensor(self._group.sum(self._sums))
+        sums_S = self._group.sum(self._sums)
         self.state, self._sums = self._adaptive.update(self.state, sums_S), None
 
     def metrics(self) -> Mapping[str, float]:

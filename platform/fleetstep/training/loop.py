@@ -215,13 +215,16 @@ def _accumulate(
     losses = []
     for m in range(job.plan.accumulation):
         _seed_dropout(job.training.seed, step, m, job.engine.group.rank)
-        x0_BCHW, labels_B, sigma_B, eps_BCHW, augment_BA = (
-            None if values is None else values[m * size : (m + 1) * size] for values in inputs
+        rows = inputs.rows(slice(m * size, (m + 1) * size))
+        found = loss_of.parts(
+            denoise,
+            rows.x0_BCHW,
+            rows.labels_B,
+            rows.sigma_B,
+            rows.eps_BCHW,
+            step,
+            rows.augment_BA,
         )
-        assert x0_BCHW is not None
-        assert sigma_B is not None
-        assert eps_BCHW is not None
-        found = loss_of.parts(denoise, x0_BCHW, labels_B, sigma_B, eps_BCHW, step, augment_BA)
         weighted_B = adaptation.weighted(found.denoising_B, batch.first + m * size)
         loss = found._replace(denoising_B=weighted_B).total_B().mean()
         job.engine.backward(loss)
@@ -234,10 +237,27 @@ def _accumulate(
     return values
 
 
-def _inputs(
-    job: Job, batch: Batch, draws: Draws, step: int, state: State | None
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    """(x0_BCHW, labels_B, sigma_B, eps_BCHW, augment_BA) of a worker's slice, on its device."""
+class _Inputs(NamedTuple):
+    """What the loss reads of a worker's slice, on its device."""
+
+    x0_BCHW: Tensor
+    labels_B: Tensor | None
+    sigma_B: Tensor
+    eps_BCHW: Tensor
+    augment_BA: Tensor | None
+
+    def rows(self, rows: slice) -> _Inputs:
+        """Those of a micro-batch."""
+        return _Inputs(
+            self.x0_BCHW[rows],
+            None if self.labels_B is None else self.labels_B[rows],
+            self.sigma_B[rows],
+            self.eps_BCHW[rows],
+            None if self.augment_BA is None else self.augment_BA[rows],
+        )
+
+
+def _inputs(job: Job, batch: Batch, draws: Draws, step: int, state: State | None) -> _Inputs:
     device = job.engine.device
     x0_BCHW = torch.from_numpy(batch.images).to(device).float() / 127.5 - 1
     labels_B = draws.labels_B.to(device) if job.stream.classes else None
@@ -246,7 +266,7 @@ def _inputs(
     if job.augmentation is not None:
         assert draws.augment is not None
         x0_BCHW, augment_BA = job.augmentation.apply(x0_BCHW, draws.augment)
-    return x0_BCHW, labels_B, sigma_B, draws.eps_BCHW.to(device), augment_BA
+    return _Inputs(x0_BCHW, labels_B, sigma_B, draws.eps_BCHW.to(device), augment_BA)
 
 
 def _seed_dropout(seed: int, step: int, micro_batch: int, rank: int) -> None:
