@@ -29,7 +29,7 @@ from fleetstep.orchestration.sweep import SweepResult
 from fleetstep.orchestration.sweep_job import preview_sweep, run_sweep
 
 PRESETS = Path(__file__).parent / "presets"
-UNTRAINED = ("solvers=[{kind: dpmpp_2m}]", "nfe=[9]")
+UNTRAINED = ("solvers=[{kind: dpmpp, order: 2}]", "nfe=[9]")
 RUNS = ("digits-edm", "digits-edm-warmup", "digits-edm-fdm-speed")
 
 
@@ -54,7 +54,7 @@ def against_untrained(trained: SweepResult, untrained: SweepResult) -> str:
     (start,) = untrained.scores
     where = (start.cell.solver, start.cell.nfe)
     worst = raw_distance(start)
-    lines = [f"\nuntrained network ({where[0].kind}, {where[1]} calls): raw FD {worst:.3g}"]
+    lines = [f"\nuntrained network ({where[0].label}, {where[1]} calls): raw FD {worst:.3g}"]
     for score in trained.scores:
         if (score.cell.solver, score.cell.nfe) == where:
             ratio = worst / raw_distance(score)

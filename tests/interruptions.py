@@ -1,4 +1,4 @@
-"""Ways in which a worker dies at a named point of a run, once."""
+"""Ways in which a worker dies, or is asked to stop, at a named point of a run, once."""
 
 from __future__ import annotations
 
@@ -46,3 +46,24 @@ class Several:
     def __call__(self, name: str) -> None:
         for part in self.parts:
             part(name)
+
+
+@dataclass
+class AskToStop:
+    """Asks a run to save and stop when `event` happens for the nth time, as Ctrl-C does.
+
+    Args:
+        request: the run's file that asks for it.
+        event: name of the point.
+        nth: which time.
+    """
+
+    request: Path
+    event: str
+    nth: int = 1
+    seen: int = 0
+
+    def __call__(self, name: str) -> None:
+        self.seen += name == self.event
+        if self.seen == self.nth:
+            self.request.touch()

@@ -35,9 +35,13 @@ pack_app = typer.Typer(
 import_app = typer.Typer(
     no_args_is_help=True, help="Make snapshots of weights that other software wrote."
 )
+amed_app = typer.Typer(
+    no_args_is_help=True, help="Train a predictor that makes a solver of few calls better (AMED)."
+)
 app.add_typer(data_app, name="data")
 data_app.add_typer(pack_app, name="pack")
 app.add_typer(import_app, name="import")
+app.add_typer(amed_app, name="amed")
 
 
 class Resume(enum.StrEnum):
@@ -370,8 +374,35 @@ def train(
 def sample(
     source: Annotated[Path, typer.Argument(help="Run folder or snapshot folder.")],
     out: Annotated[Path, typer.Option("--out", help="PNG grid to write.")] = Path("samples.png"),
-    solver: Annotated[str, typer.Option(help="euler, heun, ipndm or dpmpp_2m.")] = "heun",
-    nfe: Annotated[int, typer.Option(min=1, help="Network calls per image.")] = 35,
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="Settings such as '{kind: ipndm, order: 3}', amed:FOLDER for a predictor, or a "
+            "kind: euler (ddim), heun, heun_ab, dpm2, edm_ablation, ipndm, ipndm_v (lms), deis, "
+            "plms, pndm, dpmpp (dpmpp_2m, dpmpp_3m, dpm_solver), dpmpp_singlestep, unipc, ddpm, "
+            "dpmpp_sde, accelerated_ddim, accelerated_ddpm, rk45. See `fleetstep solvers`."
+        ),
+    ] = "heun",
+    nfe: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Network calls per image; 35, or a predictor's own. rk45 takes none.",
+            show_default=False,
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind or settings, for example logsnr or '{kind: polynomial, rho: 5}', in place "
+            "of the solver's own.",
+            show_default=False,
+        ),
+    ] = None,
+    afs: Annotated[bool, typer.Option("--afs", help="Analytical first step.")] = False,
+    denoise_to_zero: Annotated[
+        bool, typer.Option("--denoise-to-zero", help="End with one more call, D(x; sigma_min).")
+    ] = False,
     seeds: Annotated[str, typer.Option(help="First and last seed, for example 0-63.")] = "0-63",
     ema: Annotated[str, typer.Option(help="EMA track.")] = "ema",
     labels: Annotated[str, typer.Option(help="random or balanced.")] = "balanced",
@@ -396,12 +427,15 @@ def sample(
     [dim]Example: fleetstep sample runs/digits-edm --solver dpmpp_2m --nfe 9 --seeds 0-99 --out
     grid.png[/dim]
     """
+    from fleetstep.config.solver_text import parse_solver
+
+    chosen = parse_solver(solver, schedule=schedule, afs=afs, denoise_to_zero=denoise_to_zero)
     from fleetstep.orchestration.sample import parse_guidance, sample_to_files
 
     result = sample_to_files(
         source,
         out=out,
-        solver=solver,
+        solver=chosen,
         nfe=nfe,
         seeds=seeds,
         ema=ema,
@@ -411,9 +445,26 @@ def sample(
         say=None if json_ else print,
     )
     _print_json(result) if json_ else print(
-        f"{result['images']} images, {result['nfe']} network calls each: "
-        f"{result['grid'] or result['npz']}"
+        f"{result['images']} images by {result['solver']} ({result['schedule']}), "
+        f"{result['nfe']:g} network calls each: {result['grid'] or result['npz']}"
     )
+
+
+@app.command()
+def solvers(json_: Json = False) -> None:
+    """List every solver: order of convergence, cost, default schedule and settings.
+
+    [dim]Example: fleetstep solvers[/dim]
+    """
+    from fleetstep.sampling.catalogue import catalogue
+
+    entries = [entry.as_dict() for entry in catalogue()]
+    if json_:
+        _print_json(entries)
+        return
+    from fleetstep.reporting.tables import solver_table
+
+    _print_tables([solver_table(entries)])
 
 
 @app.command()
@@ -444,9 +495,10 @@ def sweep(
     if json_:
         _print_json([record.to_dict() for score in result.scores for record in score.records])
         return
-    from fleetstep.orchestration.sweep_job import tables
+    from fleetstep.orchestration.sweep_job import cost_text, tables
 
     _print_tables(tables(result))
+    print(cost_text(result))
     print(f"scores: {result.path}")
 
 
@@ -510,11 +562,122 @@ def doctor(json_: Json = False) -> None:
         raise typer.Exit(1)
 
 
+# --- amed ----------------------------------------------------------------------------------------
+
+
+@amed_app.command("train")
+def amed_train_verb(
+    preset: Annotated[
+        Path, typer.Argument(help="Predictor file; see pipelines/presets/digits-amed.yaml.")
+    ],
+    overrides: Overrides = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on if there is a checkpoint; must; never.")
+    ] = Resume.AUTO,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run, then stop.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Train a predictor for one network, solver and number of network calls.
+
+    [dim]Example: fleetstep amed train pipelines/presets/digits-amed.yaml training.points=3
+    name=digits-amed-3[/dim]
+    """
+    from fleetstep.config import AmedExperiment, load
+
+    experiment = load(AmedExperiment, preset, overrides or [], data_required=not dry_run)
+    from fleetstep.orchestration.amed_preview import preview_amed
+
+    preview = preview_amed(experiment)
+    if dry_run:
+        _print_json(preview.as_dict()) if json_ else print(preview.text())
+        return
+    if not json_:
+        print(preview.summary())
+    from fleetstep.orchestration.amed_job import train_amed
+
+    result = train_amed(experiment, resume=resume.value, say=None if json_ else print)
+    if json_:
+        _print_json(result.as_dict())
+        return
+    _print_tables(result.tables())
+    print(result.text())
+
+
+@app.command()
+def certify(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the table, the record and the plots.")
+    ] = Path("certificates"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The reduced form: under half a minute.")
+    ] = False,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(help="Kind to certify, may be repeated; all by default.", show_default=False),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Measure every solver's order and the accelerated samplers' rates on closed-form data.
+
+    [dim]Example: fleetstep certify --quick --solver unipc --solver deis[/dim]
+    """
+    from fleetstep.orchestration.certify import certify as measure
+    from fleetstep.orchestration.certify import tables
+
+    result = measure(
+        out=out, quick=quick, solvers=solver or (), say=None if json_ else _say_to_stderr
+    )
+    if json_:
+        _print_json(result.as_dict())
+    else:
+        _print_tables(tables(result))
+        print(f"{result.summary()}: {out}")
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def trajectory(
+    source: Annotated[Path, typer.Argument(help="Run folder or snapshot folder.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the record and the figures.")
+    ] = Path("trajectory"),
+    samples: Annotated[int, typer.Option(min=1, help="Trajectories.")] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Trajectories at once.")] = 64,
+    points: Annotated[int, typer.Option(help="Points of each, a multiple of 5 plus 1.")] = 41,
+    ema: Annotated[str, typer.Option(help="EMA track.")] = "ema",
+    json_: Json = False,
+) -> None:
+    """Measure how flat a snapshot's sampling trajectories are, and search where a step's second
+    slope is best taken (AMED, Figs. 4 and 5).
+
+    [dim]Example: fleetstep trajectory runs/digits-edm --samples 256[/dim]
+    """
+    from fleetstep.orchestration.trajectory_report import report_trajectories
+
+    report = report_trajectories(
+        source,
+        out=out,
+        samples=samples,
+        batch=batch,
+        points=points,
+        ema=ema,
+        say=None if json_ else _say_to_stderr,
+    )
+    _print_json(report.record) if json_ else print(f"{report.text()}\nfigures: {out}")
+
+
 # --- output --------------------------------------------------------------------------------------
 
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, sort_keys=True))
+
+
+def _say_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _print_tables(tables: Iterable[Any]) -> None:

@@ -76,7 +76,17 @@ class TrainingError(FleetstepError):
 
 
 class NonFiniteError(FleetstepError):
-    """A loss or a gradient became NaN or infinite."""
+    """A loss, a gradient or a sample became NaN or infinite.
+
+    Args:
+        message, remedy: see `FleetstepError`.
+        image: the first image of the batch that is not finite, where one can be named.
+    """
+
+    def __init__(self, message: str, remedy: str = "", image: int | None = None) -> None:
+        super().__init__(message, remedy)
+        self.image = image
+        self.args = (message, remedy, image)
 
 
 class ExtractorError(FleetstepError):

@@ -167,8 +167,15 @@ def strategies() -> list[Ratio]:
     return measured()
 
 
+def solvers() -> list[Ratio]:
+    """What a solver's own arithmetic costs beside diffusers' scheduler of the same steps."""
+    from solvers import solvers as measured
+
+    return measured()
+
+
 _MEASURES: tuple[Callable[[], Ratio | list[Ratio]], ...] = (
-    randomness, engine, stream, frechet, strategies,
+    randomness, engine, stream, frechet, strategies, solvers,
 )  # fmt: skip
 
 

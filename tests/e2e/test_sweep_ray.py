@@ -21,7 +21,7 @@ from fleetstep.errors import PoolError, ResourceError
 from fleetstep.orchestration.pool import Notice
 from fleetstep.orchestration.sweep import Listener, Progress, SweepResult, plan, sweep
 from fleetstep.orchestration.sweep_plan import SweepPlan
-from fleetstep.sampling.spec import Dpmpp2mSpec, EulerSpec, HeunSpec
+from fleetstep.sampling.spec import DpmppSpec, EulerSpec, HeunSpec
 from small_run import write_small_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -36,7 +36,7 @@ def spec_of(run: Path, storage: Path, actors: int) -> SweepSpec:
     return SweepSpec(
         runs=(str(run),),
         storage=str(storage),
-        solvers=(EulerSpec(), HeunSpec(), Dpmpp2mSpec()),
+        solvers=(EulerSpec(), HeunSpec(), DpmppSpec()),
         nfe=(4,),
         reference_split="heldout",
         samples=1000,
@@ -92,7 +92,7 @@ def interrupt_after(units: int) -> Listener:
 def test_one_actor_scores_every_cell(alone: SweepResult):
     assert [(s.cell.solver.kind, s.cell.nfe) for s in alone.scores] == [
         ("euler", 4),
-        ("dpmpp_2m", 4),
+        ("dpmpp", 4),
     ]
     assert [(s.solver, s.nfe) for s in alone.plan.skipped] == [("heun", 4)]
     for score in alone.scores:

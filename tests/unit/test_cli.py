@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from typer.main import get_command
 
+from fleetstep.cli import app
+from fleetstep.config.solver_text import parse_solver
 from fleetstep.errors import ResumeError
+from fleetstep.sampling.catalogue import catalogue
+from fleetstep.sampling.spec import (
+    ALIASES,
+    PREDICTOR_FACTS,
+    EulerSpec,
+    PolynomialSpec,
+    PredictorFacts,
+)
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 Run = Callable[..., tuple[int, str, str]]
@@ -108,6 +121,215 @@ def test_sampling_refuses_what_it_cannot_do_with_the_neighbours(run: Run, tmp_pa
     assert "first-last" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            ("--solver", "{kind: ipndm, ordr: 3}"),
+            "solver.ordr: unknown key; did you mean 'order'?",
+        ),
+        (("--solver", "{kind: dpmpp_2m, order: 9}"), "solver.order = 9"),
+        (("--solver", "{kind"), "is not YAML"),
+        (("--solver", "euler", "--schedule", "poly"), "solver.schedule.kind: 'poly'"),
+        (("--solver", "heun", "--denoise-to-zero"), "already ends at sigma = 0"),
+        (("--solver", "rk45", "--nfe", 35), "chooses its own number of network calls"),
+        (("--solver", "rk45", "--afs"), "leave out schedule and afs"),
+        (("--solver", "heun_ab"), "nfe=34 or nfe=36"),
+        (("--solver", "amed:nowhere"), "nowhere holds no predictor"),
+        (("--solver", "pndm", "--nfe", 5), "nfe=12"),
+    ],
+)
+def test_a_solver_that_cannot_be_is_refused_in_one_line(
+    run: Run, tmp_path: Path, options: tuple[object, ...], problem: str
+):
+    code, out, err = run("sample", tmp_path, *options)
+    assert code == 2
+    assert problem in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, digits_path: Path) -> Path:
+    from small_run import write_small_run
+
+    return write_small_run(tmp_path_factory.mktemp("runs"), digits_path)
+
+
+def test_a_solver_is_written_as_a_kind_with_options_or_as_settings(
+    run: Run, small: Path, tmp_path: Path
+):
+    drawn = []
+    for solver in (
+        ("--solver", "ipndm", "--schedule", "logsnr", "--afs", "--denoise-to-zero"),
+        (
+            "--solver",
+            '{"kind": "ipndm", "afs": true, "denoise_to_zero": true, '
+            '"schedule": {"kind": "logsnr"}}',
+        ),
+    ):
+        code, text, _ = run(
+            "sample", small, *solver, "--nfe", 5, "--seeds", "0-3", "--json",
+            "--npz", tmp_path / "a.npz", "--out", tmp_path / "g.png",
+        )  # fmt: skip
+        assert code == 0
+        answer = json.loads(text)
+        assert (answer["nfe"], answer["schedule"]) == (5, "logsnr")
+        assert "afs=True" in answer["solver"]
+        with np.load(tmp_path / "a.npz") as arrays:
+            drawn.append(arrays["images"])
+    assert np.array_equal(*drawn)
+
+
+def test_an_adaptive_solver_says_what_it_counted(run: Run, small: Path, tmp_path: Path):
+    tolerant = "{kind: rk45, rtol: 0.1, atol: 0.1}"
+    code, text, _ = run(
+        "sample", small, "--solver", tolerant, "--seeds", "0-3", "--out", tmp_path / "g.png"
+    )
+    assert code == 0
+    assert "rk45 carries a batch as one system" in text
+    calls = int(text.split("(adaptive), ")[1].split(" network calls each")[0])
+    assert calls % 6 == 2
+
+
+def test_levels_of_the_users_own_set_the_number_of_calls(run: Run, small: Path, tmp_path: Path):
+    levels = "{kind: levels, sigmas: [60, 5, 0.4, 0.02]}"
+    drawing = ("sample", small, "--solver", "euler", "--schedule", levels, "--seeds", "0-1")
+    code, text, _ = run(*drawing, "--out", tmp_path / "g.png")
+    assert code == 0
+    assert "3 network calls each" in text
+    code, _, err = run(*drawing, "--nfe", 4)
+    assert code == 2
+    assert "nearest that works: nfe=3" in err
+
+
+def test_a_predictor_of_another_snapshot_is_refused(run: Run, small: Path, tmp_path: Path):
+    facts = PredictorFacts(
+        student=EulerSpec(),
+        schedule=PolynomialSpec(),
+        levels=(80.0, 10.0, 0.002),
+        afs=False,
+        scale_dir=0.01,
+        scale_time=0.0,
+        snapshot="a" * 64,
+        track="ema",
+        run="other",
+        images_seen=12_800,
+        weights_sha256="0" * 64,
+    )
+    (tmp_path / PREDICTOR_FACTS).write_text(facts.model_dump_json())
+    code, _, err = run(
+        "sample", small, "--solver", f"amed:{tmp_path}", "--out", tmp_path / "g.png"
+    )
+    assert code == 2
+    assert "was trained for other at 12,800 images" in err
+    code, _, err = run("sample", small, "--solver", f"amed:{tmp_path}", "--nfe", 7)
+    assert code == 2
+    assert "makes 4 network calls, not 7" in err
+
+
+@pytest.mark.parametrize("afs", [True, False])
+def test_a_predictor_samples_the_snapshot_it_was_trained_for(
+    run: Run, small: Path, tmp_path: Path, afs: bool
+):
+    from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
+    from fleetstep.sampling.amed.files import save_predictor
+    from fleetstep.sampling.amed.predictor import AmedPredictor
+    from fleetstep.sampling.first_calls import FirstCalls
+    from fleetstep.sampling.generate import generate
+
+    (snapshot,) = find_snapshots([str(small)], which="last", track="ema")
+    facts = PredictorFacts(
+        student=EulerSpec(),
+        schedule=PolynomialSpec(),
+        levels=(80.0, 10.0, 1.0, 0.002),
+        afs=afs,
+        scale_dir=0.01,
+        scale_time=0.0,
+        snapshot=snapshot.digest,
+        track="ema",
+        run=snapshot.run,
+        images_seen=snapshot.images_seen,
+        weights_sha256="",
+    )
+    save_predictor(tmp_path / "p", AmedPredictor(0.01, 0.0, seed=0, dtype=torch.float64), facts)
+    solver, nfe = f"amed:{tmp_path / 'p'}", 6 - afs
+    files = []
+    for seeds in ("0-5", "2-3"):
+        npz = tmp_path / f"{seeds}.npz"
+        code, text, _ = run(
+            "sample", small, "--solver", solver, "--seeds", seeds, "--npz", npz, "--json",
+            "--out", tmp_path / "g.png",
+        )  # fmt: skip
+        assert code == 0
+        answer = json.loads(text)
+        assert (answer["nfe"], answer["schedule"]) == (nfe, "polynomial(rho=7)")
+        with np.load(npz) as arrays:
+            files.append(arrays["images"])
+    assert np.abs(files[0][2:4].astype(int) - files[1]).max() <= 1  # another batch shape
+
+    denoiser = load_denoiser(snapshot, "ema", device=torch.device("cpu"))
+    calls = FirstCalls()
+    alone, first, second = (
+        generate(
+            denoiser, parse_solver(solver), nfe, count=4, shape=snapshot.shape, classes=10,
+            first_calls=shared, unquantised=True,
+        )
+        for shared in (None, calls, calls)
+    )  # fmt: skip
+    assert np.array_equal(alone.unquantised, first.unquantised)
+    assert np.array_equal(alone.unquantised, second.unquantised)
+    # With AFS there is no first call to share.
+    assert (first.calls_made, second.calls_made) == (nfe, nfe if afs else nfe - 1)
+
+
+def test_solvers_are_listed_with_their_facts(run: Run):
+    code, text, _ = run("solvers", "--json")
+    assert code == 0
+    listed = {entry["kind"]: entry for entry in json.loads(text)}
+    assert listed["heun"]["nfe"] == [3, 5, 7, 9]
+    assert listed["heun"]["evaluations"] == listed["edm_ablation"]["evaluations"] == 2
+    assert listed["pndm"]["nfe"][0] == 12
+    assert listed["deis"]["schedule"] == "time_uniform(rho=2)"
+    assert listed["ddpm"]["nature"] == "stochastic"
+    assert (listed["rk45"]["order"], listed["rk45"]["nature"]) == (None, "adaptive")
+    assert listed["amed"]["settings"] == ["predictor"]
+    assert listed["dpmpp"]["aliases"] == ["dpmpp_2m", "dpmpp_3m", "dpm_solver"]
+    for entry in listed.values():
+        for nfe in entry["nfe"]:
+            assert parse_solver(entry["kind"]).points_for(nfe)
+    code, text, _ = run("solvers")
+    assert code == 0
+    assert all(kind in text for kind in listed)
+
+
+def test_the_help_of_sample_names_every_solver():
+    (solver,) = (p for p in get_command(app).commands["sample"].params if p.name == "solver")
+    words = set(re.findall(r"\w+", solver.help))
+    assert {entry.kind for entry in catalogue()} | set(ALIASES) <= words
+
+
+def test_a_dry_run_of_a_sweep_tells_cells_of_one_kind_apart(run: Run, small: Path, tmp_path: Path):
+    solvers = (
+        "[{kind: heun}, {kind: rk45}, {kind: ipndm}, {kind: ipndm, schedule: {kind: logsnr}}, "
+        "{kind: ipndm, afs: true}]"
+    )
+    given = (f"runs=[{small}]", f"storage={tmp_path}", "nfe=[4, 5]", f"solvers={solvers}")
+    code, text, _ = run("sweep", PRESETS / "digits-sweep.yaml", *given, "--dry-run")
+    assert code == 0
+    assert "8 cells x 1000 images = 152,000 network calls" in text
+    assert "1 cells of an adaptive solver taken as 120 an image" in text
+    assert "skipped heun at 4 calls" in text
+    for cell in (
+        "heun, 5 calls",
+        "rk45(rtol=1e-05, atol=1e-05, variable=log_sigma), its own calls",
+        "ipndm(order=4), 4 calls",
+        "ipndm(order=4) on logsnr, 5 calls",
+        "ipndm(order=4, afs=True), 5 calls",
+    ):
+        assert f"  {cell}, small at 3,200 images" in text
+
+
 def test_a_sample_depends_on_its_seed_alone(run: Run, digits_path: Path, tmp_path: Path):
     from small_run import write_small_run
 
@@ -138,7 +360,7 @@ def test_a_sample_depends_on_its_seed_alone(run: Run, digits_path: Path, tmp_pat
 def test_help_names_every_verb_and_no_stub(run: Run):
     code, text, _ = run("--help")
     assert code == 0
-    for verb in ("data", "train", "sample", "sweep", "compare", "doctor"):
+    for verb in ("data", "train", "sample", "solvers", "sweep", "compare", "doctor"):
         assert verb in text
     for later in ("tune", "export", "plan"):
         assert f"│ {later} " not in text

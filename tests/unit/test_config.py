@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fleetstep.config import Experiment, SweepSpec, dump, flatten, load, resolve_secrets
+from fleetstep.config import (
+    AmedExperiment,
+    Experiment,
+    SweepSpec,
+    dump,
+    flatten,
+    load,
+    resolve_secrets,
+)
 from fleetstep.data.spec import DataSpec
 from fleetstep.errors import ConfigError
 
@@ -29,12 +37,15 @@ def digits(*overrides: str, preset: str = "digits-edm") -> Experiment:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_loads_and_survives_a_round_trip(preset, edm, tmp_path):
-    is_sweep = "solvers" in yaml.safe_load(preset.read_text())
-    model, overrides = (SweepSpec, []) if is_sweep else (Experiment, edm)
-    spec = load(model, preset, overrides)
+    tree = yaml.safe_load(preset.read_text())
+    if "run" in tree:
+        model, overrides = AmedExperiment, []
+    else:
+        model, overrides = (SweepSpec, []) if "solvers" in tree else (Experiment, edm)
+    spec = load(model, preset, overrides, data_required=model is Experiment)
     again = tmp_path / "resolved.yaml"
     again.write_text(dump(spec))
-    assert load(model, again) == spec
+    assert load(model, again, data_required=model is Experiment) == spec
 
 
 def test_five_different_mistakes_are_reported_together(tmp_path, digits_path):
@@ -174,6 +185,62 @@ def test_a_config_error_crosses_processes():
 def test_a_sweep_that_reaches_nothing_is_refused():
     with pytest.raises(ConfigError, match="no solver reaches"):
         load(SweepSpec, None, ["runs=[x]", "solvers=[{kind: heun}]", "nfe=[4, 8]"])
+
+
+def test_solvers_whose_calls_cannot_be_chosen_need_no_reachable_number():
+    for solver in ("{kind: rk45}", "{kind: euler, schedule: {kind: levels, sigmas: [9, 1]}}"):
+        spec = load(SweepSpec, None, ["runs=[x]", f"solvers=[{solver}]", "nfe=[4]"])
+        assert len(spec.solvers) == 1
+
+
+@pytest.mark.parametrize(
+    ("solvers", "twice"),
+    [
+        ("{kind: ipndm}, {kind: ipndm, order: 4}", True),
+        ("{kind: dpmpp_2m}, {kind: dpmpp}", True),
+        ("{kind: dpmpp}, {kind: dpmpp, schedule: {kind: logsnr}}", True),
+        ("{kind: ipndm}, {kind: ipndm, schedule: {kind: logsnr}}", False),
+        ("{kind: ipndm}, {kind: ipndm, afs: true}", False),
+    ],
+)
+def test_a_solver_is_listed_once_whatever_it_is_called(solvers: str, twice: bool):
+    overrides = ["runs=[x]", f"solvers=[{solvers}]"]
+    if not twice:
+        assert len(load(SweepSpec, None, overrides).solvers) == 2
+        return
+    with pytest.raises(ConfigError, match="is listed twice"):
+        load(SweepSpec, None, overrides)
+
+
+def test_a_mistake_under_an_alias_is_named_where_it_stands():
+    with pytest.raises(ConfigError) as caught:
+        load(SweepSpec, None, ["runs=[x]", "solvers=[{kind: dpmpp_2m, ordr: 3}]"])
+    assert "solvers.0.ordr: unknown key; did you mean 'order'?" in caught.value.problems
+
+
+def test_a_predictor_that_is_not_there_is_found_before_the_sweep(tmp_path):
+    solver = f"solvers=[{{kind: amed, predictor: {tmp_path}/none}}]"
+    with pytest.raises(ConfigError, match=r"solvers\.0: .*none holds no predictor"):
+        load(SweepSpec, None, ["runs=[x]", solver])
+
+
+@pytest.mark.parametrize(
+    ("solver", "problem"),
+    [
+        ("{kind: rk45}", "chooses its own number of network calls"),
+        ("{kind: amed, predictor: p}", "serves the snapshot it was trained for"),
+    ],
+)
+def test_grids_are_drawn_with_solvers_of_known_cost_that_need_no_training(edm, solver, problem):
+    with pytest.raises(ConfigError, match=rf"grid\.solver: .*{problem}"):
+        digits(*edm, f"grid.solver={solver}")
+
+
+def test_latents_are_not_thresholded():
+    path = ROOT / "pipelines" / "presets" / "speed" / "ffhq" / "dit-xl.yaml"
+    solver = "grid={solver: {kind: euler, thresholding: {}}, nfe: 5}"
+    with pytest.raises(ConfigError, match=r"grid\.solver\.thresholding: .* 4 channels"):
+        load(Experiment, path, [solver], data_required=False)
 
 
 def test_a_typo_does_not_hide_an_impossible_batch_of_the_same_section(edm):

@@ -12,6 +12,8 @@ from fleetstep.diffusion.objective import build_objective
 from fleetstep.diffusion.precondition import Denoiser, coefficients_of
 from fleetstep.diffusion.process import build_process
 from fleetstep.diffusion.spec import DdpmSpec, EdmSpec, FdmSpec, Prediction, VeSpec, VpSpec
+from fleetstep.networks.spec import feature_shape
+from small_networks import SMALL, awake, small_inputs, small_network
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "processes.json").read_text())
 SD = 0.5
@@ -230,6 +232,23 @@ def test_a_module_is_registered_and_a_function_will_do():
         "network.layer.weight",
         "network.layer.bias",
     ]
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_features_come_with_the_same_image_from_one_call(kind):
+    network = awake(small_network(SMALL[kind])).eval()
+    denoiser = objective().denoiser(network).eval()
+    x, _, labels = small_inputs()
+    x, sigma = x.double(), f64(80.0, 3.0, 0.2, 0.002)
+    with torch.inference_mode():
+        image = denoiser(x, sigma, labels)
+        again, features = denoiser.with_features(x, sigma, labels)
+        louder, others = denoiser.with_features(2 * x, sigma, labels)
+    assert torch.equal(again, image)
+    assert features.shape == (4, *feature_shape(SMALL[kind], 8))
+    assert not torch.equal(others, features)
+    assert not torch.equal(louder, image)
+    assert denoiser.nfe == 3
 
 
 def test_what_a_network_gives_beyond_the_image_comes_back_apart():

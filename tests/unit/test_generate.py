@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +11,33 @@ from torch import Tensor, nn
 
 from contracts.exact_denoisers import PointMass
 from fleetstep.errors import NonFiniteError, SamplingError
+from fleetstep.sampling.catalogue import catalogue
+from fleetstep.sampling.first_calls import FirstCalls
 from fleetstep.sampling.generate import Generated, generate, labels_of, latents, quantise
 from fleetstep.sampling.spec import (
-    Dpmpp2mSpec,
+    AcceleratedDdimSpec,
+    AcceleratedDdpmSpec,
+    DdpmSolverSpec,
+    DeisSpec,
+    Dpm2Spec,
+    DpmppSdeSpec,
+    DpmppSinglestepSpec,
+    DpmppSpec,
+    EdmAblationSpec,
     EulerSpec,
+    GuidanceSpec,
+    HeunAbSpec,
     HeunSpec,
     IpndmSpec,
+    IpndmVSpec,
+    LevelsSpec,
     LogSnrSpec,
+    PlmsSpec,
+    PndmSpec,
+    Rk45Spec,
     SolverSpec,
+    ThresholdingSpec,
+    UnipcSpec,
 )
 
 SHAPE = (2, 8, 8)
@@ -43,7 +64,7 @@ class SmallNet(nn.Module):
         sigma_B111 = sigma_B[:, None, None, None]
         hidden = self.inside((x_BCHW / (1 + sigma_B111.square()).sqrt()).float())
         if labels_B is not None:
-            hidden = hidden + self.embedding(labels_B)[:, :, None, None]
+            hidden = hidden + self.embedding(labels_B % CLASSES)[:, :, None, None]
         return self.outside(self.dropout(hidden.tanh())).tanh().to(x_BCHW.dtype)
 
 
@@ -56,7 +77,7 @@ def drawn(
     )
 
 
-@pytest.mark.parametrize("solver", [EulerSpec(), HeunSpec(), IpndmSpec(), Dpmpp2mSpec()])
+@pytest.mark.parametrize("solver", [EulerSpec(), HeunSpec(), IpndmSpec(), DpmppSpec()])
 def test_an_image_depends_on_its_seed_alone(solver: SolverSpec):
     whole = drawn(0, 11, solver)
     assert whole.images.dtype == np.uint8
@@ -95,10 +116,10 @@ def test_gradients_are_off_and_calls_are_counted_per_image():
 
 
 def test_the_schedule_is_the_solvers_own_unless_given():
-    own, given = drawn(0, 3, EulerSpec()), drawn(0, 3, EulerSpec(), schedule=LogSnrSpec())
+    own, given = drawn(0, 3, EulerSpec()), drawn(0, 3, EulerSpec(schedule=LogSnrSpec()))
     assert not np.array_equal(own.images, given.images)
-    default = drawn(0, 3, Dpmpp2mSpec())
-    assert np.array_equal(default.images, drawn(0, 3, Dpmpp2mSpec(), schedule=LogSnrSpec()).images)
+    default = drawn(0, 3, DpmppSpec())
+    assert np.array_equal(default.images, drawn(0, 3, DpmppSpec(schedule=LogSnrSpec())).images)
 
 
 def test_progress_counts_wanted_images_only():
@@ -208,15 +229,19 @@ def test_impossible_requests_are_refused(wrong: dict):
         drawn(**wrong)
 
 
-def test_an_image_that_is_not_finite_is_named():
-    class Poisoned(PointMass):
-        def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-            denoised = super().__call__(x, sigma, labels).clone()
-            if self.nfe == 4:  # the first call of the second batch
-                denoised[1] = torch.nan
-            return denoised
+def test_an_image_that_is_not_finite_is_named_with_its_step():
+    bad = 80.0 * float(latents(0, 25, 1, (1, 2, 2)).flat[0])
 
-    with pytest.raises(NonFiniteError, match="the image of seed 25 is not finite, one of 1"):
+    class Poisoned(PointMass):
+        """Knows no answer for the latent of seed 25, the second image of the second batch."""
+
+        def __call__(self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None) -> Tensor:
+            denoised_BCHW = super().__call__(x_BCHW, sigma_B, labels_B).clone()
+            denoised_BCHW[x_BCHW.flatten(1)[:, 0] == bad] = torch.nan
+            return denoised_BCHW
+
+    message = r"the image of seed 25 is not finite: .* sigma = 80, in step 1 of 3 .* for 1 of 4"
+    with pytest.raises(NonFiniteError, match=message) as caught:
         generate(
             Poisoned(torch.zeros(1, 1, 1)),
             EulerSpec(),
@@ -227,3 +252,176 @@ def test_an_image_that_is_not_finite_is_named():
             classes=0,
             batch=4,
         )
+    assert caught.value.image == 1
+    assert pickle.loads(pickle.dumps(caught.value)).image == 1
+
+
+STOCHASTIC = [
+    DdpmSolverSpec(),
+    DpmppSdeSpec(),
+    HeunSpec(s_churn=10),
+    AcceleratedDdpmSpec(),
+]
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=lambda solver: solver.kind)
+def test_a_stochastic_solver_is_replayed_whatever_the_split(solver: SolverSpec):
+    whole = drawn(0, 11, solver, nfe=7)
+    for first, count in [(0, 3), (3, 1), (2, 7), (10, 1)]:
+        part = drawn(first, count, solver, nfe=7)
+        assert np.array_equal(part.images, whole.images[first : first + count])
+    assert not np.array_equal(drawn(0, 4, solver, nfe=7, namespace=1).images, whole.images[:4])
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=lambda solver: solver.kind)
+def test_noise_is_of_the_seed_and_not_of_its_place_in_the_batch(solver: SolverSpec):
+    """With a denoiser that rounds alike in every batch, batches of any size agree to the bit."""
+
+    def images(batch: int, first: int = 0, count: int = 12) -> np.ndarray:
+        options = {"shape": (2, 3, 3), "classes": 0, "unquantised": True}
+        drawn = generate(
+            Linear(), solver, 9, first=first, count=count, batch=batch, **options
+        ).unquantised
+        assert drawn is not None
+        return drawn
+
+    whole = images(12)
+    assert all(np.array_equal(images(batch), whole) for batch in (2, 5, 64))
+    assert np.array_equal(images(3, first=4, count=5), whole[4:9])
+
+
+class Linear(PointMass):
+    """D = x / (1 + sigma^2), products and quotients alone: no rounding depends on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(1, 1, 1))
+
+    def __call__(self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None) -> Tensor:
+        self.nfe += 1
+        return x_BCHW / (1 + sigma_B * sigma_B).to(x_BCHW.dtype)[:, None, None, None]
+
+
+def test_noise_changes_what_a_flow_would_draw():
+    quiet, loud = drawn(0, 4, DpmppSdeSpec(eta=0), nfe=7), drawn(0, 4, DpmppSdeSpec(), nfe=7)
+    assert not np.array_equal(quiet.images, loud.images)
+
+
+def test_the_state_is_in_the_dtype_asked_for():
+    seen: set[torch.dtype] = set()
+
+    class Watched(SmallNet):
+        def forward(self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None) -> Tensor:
+            seen.add(x_BCHW.dtype)
+            return super().forward(x_BCHW, sigma_B, labels_B)
+
+    def images(**options: object) -> np.ndarray:
+        net = Watched().eval()
+        return generate(
+            net, IpndmSpec(), 9, count=4, shape=SHAPE, classes=CLASSES, batch=4, **options
+        ).images
+
+    double = images()
+    assert seen == {torch.float64}
+    seen.clear()
+    single = images(dtype="float32")
+    assert seen == {torch.float32}
+    assert (np.abs(single.astype(int) - double.astype(int)) <= 1).all()
+
+
+DETERMINISTIC = [
+    EulerSpec(),
+    HeunSpec(),
+    HeunAbSpec(),
+    Dpm2Spec(r=0.4),
+    EdmAblationSpec(coordinates="vp", alpha=0.5),
+    EdmAblationSpec(coordinates="ve", method="euler"),
+    IpndmSpec(),
+    IpndmVSpec(),
+    DeisSpec(),
+    PlmsSpec(),
+    PndmSpec(),
+    DpmppSpec(order=3),
+    DpmppSpec(prediction="noise"),
+    DpmppSinglestepSpec(),
+    UnipcSpec(),
+    DpmppSdeSpec(eta=0),
+    *(AcceleratedDdimSpec(equation=equation) for equation in (8, 15, 22, 28, 30)),
+    EulerSpec(denoise_to_zero=True),
+    IpndmSpec(thresholding=ThresholdingSpec(quantile=0.9, maximum=0.5)),
+]
+
+
+def test_every_deterministic_solver_is_in_the_list():
+    deterministic = {e.kind for e in catalogue() if e.nature == "deterministic"}
+    assert {solver.kind for solver in DETERMINISTIC} == deterministic | {"dpmpp_sde"}
+
+
+@pytest.mark.parametrize("guidance", [None, GuidanceSpec(scale=2)], ids=["plain", "guided"])
+def test_a_shared_first_call_changes_no_bit_and_no_count(guidance: GuidanceSpec | None):
+    calls = FirstCalls()
+    per_evaluation = 1 if guidance is None else 2
+    for solver in DETERMINISTIC:
+        nfe = solver.nfe_for(solver.least_points + 4, per_evaluation)
+        options = {"guidance": guidance, "unquantised": True}
+        alone = drawn(0, 6, solver, nfe, **options)
+        before = calls.reused
+        shared = drawn(0, 6, solver, nfe, first_calls=calls, **options)
+        assert shared.unquantised is not None
+        assert np.array_equal(shared.unquantised, alone.unquantised), solver.label
+        assert shared.nfe == alone.nfe == nfe
+        is_first = solver is DETERMINISTIC[0]
+        # Two batches; the first solver makes what the others find.
+        assert calls.reused - before == (0 if is_first else 2), solver.label
+        assert shared.calls_made == nfe - (0 if is_first else per_evaluation)
+
+
+@pytest.mark.parametrize(
+    "solver", [EulerSpec(afs=True), *STOCHASTIC], ids=lambda solver: solver.label
+)
+def test_a_solver_that_does_not_begin_with_the_network_shares_nothing(solver: SolverSpec):
+    calls = FirstCalls()
+    drawn(0, 4, EulerSpec(), 5, first_calls=calls)
+    alone, shared = drawn(0, 4, solver, 5), drawn(0, 4, solver, 5, first_calls=calls)
+    assert calls.reused == 0
+    assert np.array_equal(shared.images, alone.images)
+    assert shared.calls_made == 5
+
+
+def test_first_calls_of_other_latents_levels_or_dtypes_are_not_taken():
+    calls = FirstCalls()
+    drawn(0, 4, EulerSpec(), 5, first_calls=calls)
+    drawn(4, 4, EulerSpec(), 5, first_calls=calls)
+    drawn(0, 4, EulerSpec(), 5, first_calls=calls, batch=3)
+    drawn(0, 4, EulerSpec(), 5, first_calls=calls, dtype="float32")
+    drawn(0, 4, EulerSpec(schedule=LevelsSpec(sigmas=(40.0, 3.0))), 1, first_calls=calls)
+    assert calls.reused == 0
+    drawn(0, 4, IpndmSpec(), 5, first_calls=calls)
+    assert calls.reused == 1
+
+
+def test_first_calls_keep_to_their_limit_and_drop_the_oldest():
+    size = 4 * 2 * 8 * 8 * 8
+    calls = FirstCalls(limit_bytes=2 * size)
+    for first in (0, 4, 8):
+        drawn(first, 4, EulerSpec(), 3, first_calls=calls)
+    drawn(8, 4, EulerSpec(), 3, first_calls=calls)
+    drawn(4, 4, EulerSpec(), 3, first_calls=calls)
+    assert calls.reused == 2
+    drawn(0, 4, EulerSpec(), 3, first_calls=calls)
+    assert calls.reused == 2
+    none = FirstCalls(limit_bytes=size - 1)
+    for _ in range(2):
+        drawn(0, 4, EulerSpec(), 3, first_calls=none)
+    assert none.reused == 0
+
+
+def test_an_adaptive_solver_counts_each_batch_and_reports_the_mean():
+    generated = generate(Linear(), Rk45Spec(), None, count=6, shape=(1, 4, 4), classes=0, batch=4)
+    assert len(generated.counts) == 2
+    assert all(count % 6 == 2 for count in generated.counts)
+    assert generated.nfe == sum(generated.counts) / 2
+    assert generated.made == generated.counts
+    with pytest.raises(SamplingError, match="chooses its own number"):
+        drawn(0, 4, Rk45Spec(), 35)
+    with pytest.raises(SamplingError, match="euler needs a number of network calls"):
+        generate(Linear(), EulerSpec(), None, count=2, shape=(1, 4, 4), classes=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,16 +15,19 @@ from fleetstep.errors import SamplingError
 from fleetstep.sampling.generate import generate
 from fleetstep.sampling.guidance import Guided
 from fleetstep.sampling.spec import (
-    Dpmpp2mSpec,
+    DpmppSpec,
     EulerSpec,
     GuidanceSpec,
+    HeunAbSpec,
     HeunSpec,
     IpndmSpec,
     SolverSpec,
+    ThresholdingSpec,
 )
-from fleetstep.sampling.trajectory import levels_for, sample
+from fleetstep.sampling.trajectory import FeatureDenoiser, levels_for, sample
+from solver_goldens import assert_golden, exact_denoiser, latents, levels_of, reference
 
-SOLVERS = [EulerSpec(), HeunSpec(), IpndmSpec(), Dpmpp2mSpec()]
+SOLVERS = [EulerSpec(), HeunSpec(), IpndmSpec(), DpmppSpec()]
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 VARIANCES = torch.tensor([[0.3], [0.05], [0.1]], dtype=torch.float64)
 
@@ -53,6 +58,32 @@ class Classes:
         return out_BCHW
 
 
+class ComponentAndWhole:
+    """Label 0 is the golden mixture's first component, "no class" the whole of it."""
+
+    def __init__(self) -> None:
+        self.whole = exact_denoiser()
+        weights_K, means_KD = self.whole.weights_K, self.whole.means_KD
+        self.component = Mixture(weights_K[:1], means_KD[:1], self.whole.variances_KD[:1])
+        self.sigma_min, self.sigma_max, self.nfe = 0.002, 80.0, 0
+
+    def __call__(self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
+        self.nfe += 1
+        denoised = [each(x_BCHW, sigma_B, None) for each in (self.component, self.whole)]
+        return torch.where((labels_B == 0)[:, None, None, None], *denoised)
+
+
+class FeatureNet(Classes):
+    """Classes, with features that tell the label of their row."""
+
+    def with_features(
+        self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        assert labels_B is not None
+        features = (10 * labels_B)[:, None, None, None] + x_BCHW
+        return self(x_BCHW, sigma_B, labels_B), features
+
+
 class ClassNet(nn.Module):
     """A small float32 network with an entry for "no class", like a real one."""
 
@@ -77,7 +108,7 @@ def log_density(mixture: Mixture, x_BD: Tensor, sigma: float) -> Tensor:
     """log of the noised mixture's density at x, up to a constant: [B]."""
     total_KD = mixture.variances_KD + sigma**2
     square_BKD = (x_BD[:, None] - mixture.means_KD).square() / total_KD
-    return (mixture.log_w_K - 0.5 * (square_BKD + total_KD.log()).sum(2)).logsumexp(1)
+    return (mixture.weights_K.log() - 0.5 * (square_BKD + total_KD.log()).sum(2)).logsumexp(1)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.5, 4.0])
@@ -96,6 +127,46 @@ def test_the_guided_image_follows_the_guided_score(scale: float, sigma: float):
     with torch.no_grad():
         d = guided(x[:, :, None, None], sigma_B, labels_B)[:, :, 0, 0]
         torch.testing.assert_close(d, x + sigma**2 * score, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "run",
+    reference("cfg")["runs"],
+    ids=lambda run: f"{run['solver']}-{run['w']:g}-{run['thresholding']}",
+)
+def test_golden_runs(run: dict[str, Any]):
+    # Their thresholding is that of data-predicting multistep solvers, and no other's.
+    thresholding = ThresholdingSpec() if run["thresholding"] else None
+    solvers: dict[str, SolverSpec] = {
+        "euler": EulerSpec(),
+        "heun": HeunAbSpec(),
+        "dpmpp2m": DpmppSpec(order=2, thresholding=thresholding),
+    }
+    solver, levels = solvers[run["solver"]], levels_of(run["schedule"], run["num_steps"])
+    guided = Guided(ComponentAndWhole(), GuidanceSpec(scale=run["w"]))
+    labels = torch.full((4,), run["cond_component"])
+    result = sample(guided, solver, levels, 80.0 * latents(), labels)
+    assert_golden(result.x_BCHW, run["x"])
+    # The reference calls both halves at scale 1 as well.
+    calls = run["network_forward_passes_counting_both"]
+    assert result.nfe == (calls // 2 if run["w"] == 1 else calls)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("channels", ["all", "first_three"])
+def test_features_are_those_of_the_conditional_half(scale: float, channels: str):
+    net, labels_B = FeatureNet(4), torch.tensor([2, 0, 1])
+    guided = Guided(net, GuidanceSpec(scale=scale, channels=channels))
+    assert isinstance(guided, FeatureDenoiser)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 4, 1, 1, dtype=torch.float64, generator=generator)
+    sigma_B = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    denoised, features = guided.with_features(x, sigma_B, labels_B)
+    assert guided.nfe == guided.guidance.calls
+    assert torch.equal(features, (10 * labels_B)[:, None, None, None] + x)
+    assert torch.equal(denoised, guided(x, sigma_B, labels_B))
+    with pytest.raises(SamplingError, match="needs class labels, got none"):
+        guided.with_features(x, sigma_B, None)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -130,7 +201,7 @@ def test_nfe_is_the_true_number_of_network_calls_per_image(solver: SolverSpec):
     ("solver", "nfe", "nearest"),
     [
         (EulerSpec(), 5, "nfe=4 or nfe=6"),
-        (Dpmpp2mSpec(), 1, "nfe=2"),
+        (DpmppSpec(), 1, "nfe=2"),
         (HeunSpec(), 18, None),  # 2 x 9
         (HeunSpec(), 17, "nfe=14 or nfe=18"),
         (HeunSpec(), 16, "nfe=14 or nfe=18"),
@@ -141,7 +212,7 @@ def test_an_unreachable_number_is_refused_with_the_nearest(
 ):
     guided = Guided(Classes(), GuidanceSpec(scale=1.5))
     if nearest is None:
-        assert len(levels_for(guided, solver, nfe)) == 5
+        assert len(levels_for(guided, solver, nfe)) == 5 + 1  # and zero
         return
     with pytest.raises(SamplingError, match="2 times for guidance") as refusal:
         levels_for(guided, solver, nfe)

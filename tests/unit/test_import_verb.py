@@ -121,7 +121,7 @@ def test_a_dit_comes_back_to_the_bit_and_its_latents_are_sampled(run: Run, tmp_p
     drawing = ("sample", out, "--nfe", 10, "--seeds", "0-1", *guided, "--out", tmp_path / "g.png")
     code, text, err = run(*drawing, "--npz", tmp_path / "new/latents.npz")
     assert code == 0, err
-    assert text.endswith(f"2 images, 10 network calls each: {tmp_path}/new/latents.npz\n")
+    assert text.endswith(f", 10 network calls each: {tmp_path}/new/latents.npz\n")
     assert "warning" not in text  # how the file's network was trained is not known
     assert not (tmp_path / "g.png").exists()
     with np.load(tmp_path / "new/latents.npz") as arrays:

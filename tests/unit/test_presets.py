@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from fleetstep import rng
-from fleetstep.config import Experiment, SweepSpec, load
+from fleetstep.config import AmedExperiment, Experiment, SweepSpec, load
 from fleetstep.config.files import read
 from fleetstep.data.augmentation import Augmentation
 from fleetstep.data.batch import Batch
 from fleetstep.errors import ConfigError
+from fleetstep.orchestration.amed_preview import preview_amed
 from fleetstep.orchestration.pieces import network_of, objective_of
 from fleetstep.orchestration.preview import preview_training
 from fleetstep.training.checkpoint import CheckpointStore
@@ -43,9 +44,18 @@ def script() -> ModuleType:
 
 TABLE = script()
 FILES: list[Path] = TABLE.files()
-SWEEPS = [path for path in FILES if "runs" in read(path)]
-EXPERIMENTS = [path for path in FILES if path not in SWEEPS]
+SWEEPS = [path for path in FILES if TABLE.model(path) is SweepSpec]
+PREDICTORS = [path for path in FILES if TABLE.model(path) is AmedExperiment]
+EXPERIMENTS = [path for path in FILES if TABLE.model(path) is Experiment]
 PAPERS = [path for path in EXPERIMENTS if path.parent != PRESETS]
+# Networks of others that a preset may name, as `fleetstep import` is told to call them.
+RELEASED = {
+    "edm-cifar10-32x32-uncond-vp",
+    "edm-ffhq-64x64-uncond-vp",
+    "edm-imagenet-64x64-cond-adm",
+    "cd-lsun-bedroom-256x256",
+    *(f"ddpm-{data}" for data in ("cifar10-32", "celebahq-256", "church-256", "bedroom-256")),
+}
 SPEEDS = ("paper", "released", "theory", "ffhq-dit")
 BATCH = 10  # shared equally by ANT-UW's five clusters, and a whole number of reflected pairs
 
@@ -74,9 +84,80 @@ def test_an_experiment_passes_its_dry_run_and_states_what_it_stands_for(path: Pa
 def test_a_sweep_names_runs_of_presets(path: Path):
     sweep = load(SweepSpec, path)
     assert sweep.published or path.stem == "digits-sweep"
-    known = {read(found)["name"] for found in EXPERIMENTS}
+    known = {read(found)["name"] for found in EXPERIMENTS} | RELEASED
     assert {Path(run).name for run in sweep.runs} <= known
-    assert {entry.nfe for entry in sweep.published} <= set(sweep.nfe)
+    if not any(solver.adaptive for solver in sweep.solvers):
+        assert {entry.nfe for entry in sweep.published} - {None} <= set(sweep.nfe)
+
+
+def predictor(path: Path, *overrides: str) -> AmedExperiment:
+    return load(AmedExperiment, path, overrides, data_required=False)
+
+
+@pytest.mark.parametrize("path", PREDICTORS, ids=name)
+def test_a_predictor_passes_its_dry_run_and_states_what_it_stands_for(path: Path):
+    spec = predictor(path)
+    known = {read(found)["name"] for found in EXPERIMENTS} | RELEASED
+    assert Path(spec.run).name in known
+    text = preview_amed(spec).text()
+    assert all(entry.text in text for entry in spec.published)
+    if path.stem != "digits-amed":
+        assert spec.training.chosen_nfe in {entry.nfe for entry in spec.published}
+    for entry in spec.published:
+        assert entry.nfe is not None
+        points = (entry.nfe + 1) // 2 + 1
+        assert predictor(path, f"training.points={points}").training.chosen_nfe == entry.nfe
+
+
+def test_no_two_predictors_are_the_same_or_share_a_name():
+    specs = [predictor(path) for path in PREDICTORS]
+    assert len({spec.name for spec in specs}) == len(specs)
+    assert len({spec.identity(spec.run) for spec in specs}) == len(specs)
+
+
+# Presets whose published numbers have a dagger: a is learned.
+TIME: dict[str, set[str]] = {
+    "cifar10": {"plugin-ipndm"} | {f"plugin-ipndm-teacher-{t}" for t in ("dpm2", "edm", "dpmpp")},
+    "ffhq64": {"plugin-ipndm-time"},
+    "imagenet64": set(),
+    "lsun-bedroom256": set(),
+}
+
+
+def test_the_recipes_of_amed_as_numbers():
+    # Zhou et al. 2024, section 4.1, and the released commands.
+    batches = {"cifar10": 128, "ffhq64": 64, "imagenet64": 64, "lsun-bedroom256": 64}
+    for path in PREDICTORS:
+        if path.parent == PRESETS:
+            continue
+        training = predictor(path).training
+        assert training.batch == batches[path.parent.name]
+        assert (training.images, training.lr, training.scale_dir) == (10_000, 5e-3, 0.01)
+        assert training.afs
+        multistep = training.chosen_teacher.kind in ("ipndm", "dpmpp")
+        assert training.chosen_intermediate == (2 if multistep else 1)
+        uniform = path.parent.name != "lsun-bedroom256" and training.student.kind == "amed"
+        if uniform:
+            assert training.chosen_schedule.label == "time_uniform(rho=1)"
+        learned_time = training.chosen_scale_time
+        assert learned_time == (0.2 if path.stem in TIME[path.parent.name] else 0.0), path
+
+
+def test_ameds_published_numbers_are_those_of_its_tables():
+    amed = PRESETS / "amed"
+    found = {
+        path.stem: [entry.value for entry in predictor(path).published]
+        for path in (amed / "cifar10").glob("*.yaml")
+        if path in PREDICTORS
+    }
+    assert found["amed"] == [28.99, 7.59, 4.36, 3.67]
+    assert found["amed-teacher-dpm2"] == [18.49, 11.60, 11.64, 9.23]
+    assert found["plugin-ipndm"] == [10.81, 6.61, 3.65, 2.63]
+    assert found["plugin-dpmpp-logsnr"] == [25.95, 7.68, 4.51, 3.03]
+    ffhq = [predictor(amed / "ffhq64" / f"plugin-ipndm{end}.yaml") for end in ("", "-time")]
+    assert [e.value for spec in ffhq for e in spec.published] == [26.87, 12.49, 6.64, 4.24]
+    shifted = load(SweepSpec, amed / "imagenet64" / "table2b.yaml").published
+    assert [e.value for e in shifted if "shifted" in e.note] == [249.4, 89.63, 37.65, 16.76]
 
 
 def test_no_two_presets_are_the_same_experiment_or_share_a_name():

@@ -7,8 +7,9 @@ import pytest
 from fleetstep.errors import ComparisonError
 from fleetstep.reporting.answer import grounds, headline, sentences
 from fleetstep.reporting.comparison import compare
-from fleetstep.reporting.figures import loss_figure
+from fleetstep.reporting.figures import loss_figure, sweep_figure
 from fleetstep.reporting.records import RunRecord, Score
+from fleetstep.reporting.tables import sweep_table
 from fleetstep.reporting.wording import (
     duration_text,
     images_text,
@@ -46,6 +47,29 @@ def test_the_headline_cell_is_the_baselines_best_not_the_challengers():
     assert standing.headline.verdict == "no difference"
     assert standing.best is not None
     assert standing.best.nfe == 5
+
+
+def test_runs_meet_in_an_adaptive_cell_however_many_calls_each_took():
+    def adaptive(name: str, nfe: float, *values: float) -> Score:
+        found = score(name, solver="rk45", pseudo_values=values)
+        return replace(found, schedule="adaptive", nfe=nfe, adaptive=True)
+
+    edm = run(scores=(adaptive("edm", 113.4, 2.0, 2.1), score(nfe=9, pseudo_values=(3.0, 3.1))))
+    fdm = run(
+        "fdm",
+        (adaptive("fdm", 98.0, 1.0, 1.2), score("fdm", nfe=9, pseudo_values=(3.1, 3.0))),
+    )
+    comparison = compare([edm, fdm], "edm")
+    standing = comparison.standings[1]
+    assert standing.headline is not None
+    assert standing.headline.cell.title == "rk45, NFE adaptive"
+    assert standing.headline.value == pytest.approx(-0.95)
+    assert "rk45 with adaptive network calls" in " ".join(sentences(comparison))
+    figure = sweep_figure(comparison)
+    assert figure is not None
+    assert {text for _, text in figure.panels[0].x.ticks} == {"9", "98"}  # 113.4 would touch
+    rows = sweep_table(comparison.sweeps[0]).columns[1].cells
+    assert sorted(rows) == ["9", "adaptive"]
 
 
 def test_scores_of_another_n_are_never_ranked_and_the_reason_is_given():

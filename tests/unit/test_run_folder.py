@@ -10,9 +10,9 @@ import pytest
 
 from fleetstep import errors
 from fleetstep.errors import ConfigError, DataError, FleetstepError, ResumeError
-from fleetstep.orchestration.fit import _check_metrics
 from fleetstep.orchestration.fit_worker import Assignment
 from fleetstep.orchestration.run_folder import RunCard, RunFolder
+from fleetstep.orchestration.tracked_run import check_metrics
 from fleetstep.training.checkpoint import no_event
 from fleetstep.training.checkpoint_format import RunFacts
 
@@ -59,15 +59,15 @@ def test_a_card_is_read_back_and_half_a_card_is_none(tmp_path: Path):
 
 def test_metrics_of_another_experiment_are_not_added_to(tmp_path: Path):
     folder, facts = RunFolder(tmp_path), RunFacts("mine", "data", "execution", {})
-    _check_metrics(folder, facts)
+    check_metrics(folder, facts)
     folder.spool.parent.mkdir()
     folder.spool.write_text("a line")
     with pytest.raises(ResumeError, match="unknown"):
-        _check_metrics(folder, facts)
+        check_metrics(folder, facts)
     RunCard("id", "experiment", "mine").write(folder.card)
-    _check_metrics(folder, facts)
+    check_metrics(folder, facts)
     with pytest.raises(ResumeError, match=r"metrics of another experiment.*mine, this run has x"):
-        _check_metrics(folder, replace(facts, identity="x"))
+        check_metrics(folder, replace(facts, identity="x"))
 
 
 def test_an_assignment_does_not_print_the_trackers_address(tmp_path: Path):

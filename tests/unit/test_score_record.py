@@ -59,6 +59,16 @@ def test_round_trip_through_json():
     assert pickle.loads(pickle.dumps(record)) == record
 
 
+def test_a_record_of_an_adaptive_solver_holds_a_mean_and_an_older_one_is_read():
+    record = score(nfe=113.25, adaptive=True)
+    assert ScoreRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    older = score().to_dict()
+    del older["adaptive"]
+    assert ScoreRecord.from_dict(older) == score()
+    with pytest.raises(DataError, match=r"'adaptive' .* wrong type"):
+        ScoreRecord.from_dict({**older, "adaptive": "no"})
+
+
 @pytest.mark.parametrize(
     ("extractor", "sha256", "n", "name"),
     [

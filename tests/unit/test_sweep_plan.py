@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from fleetstep.errors import UsageError
+from fleetstep.errors import SamplingError, UsageError
 from fleetstep.orchestration.sweep_plan import (
+    ADAPTIVE_CALLS,
     Cell,
     ReferenceSet,
     SnapshotRef,
@@ -19,7 +20,21 @@ from fleetstep.orchestration.sweep_plan import (
     plan_sweep,
     units_of,
 )
-from fleetstep.sampling.spec import EulerSpec, HeunSpec, IpndmSpec, LogSnrSpec, PolynomialSpec
+from fleetstep.orchestration.sweep_solvers import schedule_label, solver_text
+from fleetstep.sampling.spec import (
+    PREDICTOR_FACTS,
+    AmedSpec,
+    EulerSpec,
+    HeunAbSpec,
+    HeunSpec,
+    IpndmSpec,
+    LevelsSpec,
+    LogSnrSpec,
+    PolynomialSpec,
+    PredictorFacts,
+    Rk45Spec,
+    ThresholdingSpec,
+)
 
 
 def snapshot(name: str = "edm", digest: str = "a" * 64) -> SnapshotRef:
@@ -155,13 +170,97 @@ class TestPlan:
         assert plan(snapshots=[(rgb, REFERENCE)]).cells
 
 
+def predictor(folder: Path, snapshot: str = "a" * 64) -> AmedSpec:
+    """A solver whose predictor has its facts and no weights: enough for a plan."""
+    facts = PredictorFacts(
+        student=IpndmSpec(),
+        schedule=PolynomialSpec(),
+        levels=(80.0, 10.0, 0.002),
+        afs=True,
+        scale_dir=0.01,
+        scale_time=0.0,
+        dtype="float32",
+        snapshot=snapshot,
+        track="ema",
+        run="edm",
+        images_seen=12_800,
+        weights_sha256="0123456789abcdef" * 4,
+    )
+    folder.mkdir()
+    (folder / PREDICTOR_FACTS).write_text(facts.model_dump_json())
+    return AmedSpec(predictor=str(folder))
+
+
+class TestSolversOfTheirOwn:
+    def test_an_adaptive_solver_is_one_cell_of_a_snapshot(self):
+        made = plan(solvers=(Rk45Spec(), EulerSpec()), nfe=(5, 8, 9))
+        adaptive = [cell for cell in made.cells if cell.solver.kind == "rk45"]
+        assert [(cell.snapshot.run, cell.nfe) for cell in adaptive] == [
+            ("edm", None),
+            ("fdm", None),
+        ]
+        assert len(made.cells) == 2 * (1 + 3)
+        assert made.skipped == ()
+        assert made.network_calls == 2 * 1000 * (ADAPTIVE_CALLS + 5 + 8 + 9)
+        assert str(adaptive[0]).endswith("its own calls, edm at 12,800 images")
+        assert adaptive[0].schedule is None
+        assert schedule_label(adaptive[0].solver) == "adaptive"
+
+    def test_a_predictor_is_one_cell_of_the_snapshot_it_was_trained_for(self, tmp_path: Path):
+        made = plan(solvers=(predictor(tmp_path / "p"), EulerSpec()), nfe=(5, 8))
+        (cell,) = [cell for cell in made.cells if cell.solver.kind == "amed"]
+        assert (cell.snapshot.run, cell.nfe, cell.dtype) == ("edm", 3, "float32")
+        assert {c.dtype for c in made.cells if c is not cell} == {"float64"}
+        (skipped,) = made.skipped
+        assert skipped.solver == "amed(ipndm(order=4), 01234567) on fdm"
+        assert skipped.nfe == 3
+        assert "not for snapshot bbbbbbbbbbbb" in skipped.reason
+        assert schedule_label(cell.solver) == "polynomial(rho=7)"
+
+    def test_a_predictor_is_known_by_its_content_and_not_its_folder(self, tmp_path: Path):
+        one, copy, other = (
+            plan(
+                snapshots=[(snapshot(digest=digest), REFERENCE)],
+                solvers=(predictor(tmp_path / name, digest),),
+            ).cells[0]
+            for name, digest in (("one", "a" * 64), ("copy", "a" * 64), ("other", "b" * 64))
+        )
+        assert one.key == copy.key != other.key
+
+    def test_a_missing_predictor_is_refused(self, tmp_path: Path):
+        with pytest.raises(SamplingError, match="holds no predictor"):
+            plan(solvers=(AmedSpec(predictor=str(tmp_path / "none")),))
+
+    def test_written_levels_are_one_cell_at_the_calls_they_make(self):
+        levels = LevelsSpec(sigmas=(80.0, 5.0, 1.0, 0.1))
+        made = plan(solvers=(EulerSpec(schedule=levels), HeunAbSpec(schedule=levels)), nfe=(5,))
+        assert [cell.nfe for cell in made.cells] == [3, 6, 3, 6]
+
+    def test_one_kind_with_several_schedules_or_a_first_step_is_several_cells(self):
+        logsnr = IpndmSpec(schedule=LogSnrSpec())
+        made = plan(solvers=(IpndmSpec(), logsnr, IpndmSpec(afs=True)), nfe=(5,))
+        assert len({cell.key for cell in made.cells}) == 6
+        texts = [solver_text(cell.solver) for cell in made.cells[:3]]
+        assert texts == ["ipndm(order=4)", "ipndm(order=4) on logsnr", "ipndm(order=4, afs=True)"]
+        assert [schedule_label(cell.solver) for cell in made.cells[:3]] == [
+            "polynomial(rho=7)",
+            "logsnr",
+            "polynomial(rho=7)",
+        ]
+
+    def test_naming_the_default_schedule_changes_nothing(self):
+        named = plan(solvers=(IpndmSpec(schedule=PolynomialSpec()),), nfe=(5,)).cells[0]
+        plain = plan(solvers=(IpndmSpec(),), nfe=(5,)).cells[0]
+        assert named.key == plain.key
+        assert solver_text(named.solver) == solver_text(plain.solver)
+
+
 class TestIdentity:
     cell = Cell(
         snapshot=snapshot(),
         track="ema",
         solver=IpndmSpec(),
         nfe=9,
-        schedule=PolynomialSpec(),
         labels="random",
         namespace=0,
         batch=100,
@@ -175,8 +274,11 @@ class TestIdentity:
             {"solver": IpndmSpec(order=3)},
             {"solver": EulerSpec()},
             {"nfe": 10},
-            {"schedule": PolynomialSpec(rho=3.0)},
-            {"schedule": LogSnrSpec()},
+            {"solver": IpndmSpec(schedule=PolynomialSpec(rho=3.0))},
+            {"solver": IpndmSpec(schedule=LogSnrSpec())},
+            {"solver": IpndmSpec(afs=True)},
+            {"solver": IpndmSpec(denoise_to_zero=True)},
+            {"solver": IpndmSpec(thresholding=ThresholdingSpec())},
             {"labels": "balanced"},
             {"namespace": 1},
             {"batch": 50},
@@ -193,9 +295,9 @@ class TestIdentity:
         assert replace(self.cell, snapshot=replace(snapshot(), **change)).key == self.cell.key
 
     def test_the_hash_is_a_format_that_other_versions_must_find_again(self):
-        assert self.cell.key == "35f3c998e668ecc8db18"
+        assert self.cell.key == "774a1ef4574e94011529"
         assert Unit(self.cell, 3, 100).path(Path("s")) == Path(
-            "s/sweeps/35f3c998e668ecc8db18/unit-00003.safetensors"
+            "s/sweeps/774a1ef4574e94011529/unit-00003.safetensors"
         )
 
     @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fleetstep.orchestration.run_folder import RunCard, RunFolder
 from fleetstep.orchestration.sweep_job import _parent, _record
 from fleetstep.orchestration.sweep_plan import Cell, SnapshotRef
 from fleetstep.orchestration.tracking import Tracker
-from fleetstep.sampling.spec import EulerSpec, PolynomialSpec
+from fleetstep.sampling.spec import EulerSpec
 
 
 @pytest.fixture
@@ -39,7 +39,6 @@ def cell(root: Path) -> Cell:
         track="ema",
         solver=EulerSpec(),
         nfe=5,
-        schedule=PolynomialSpec(),
         labels="random",
         namespace=0,
         batch=100,

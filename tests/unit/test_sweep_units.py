@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import random
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 from fleetstep.errors import DataError
 from fleetstep.evaluation.metrics import frechet, jackknife
 from fleetstep.evaluation.moments import Moments
+from fleetstep.evaluation.record import ScoreRecord
 from fleetstep.orchestration.cell_scores import (
     CellScore,
     close_reference,
@@ -43,7 +45,14 @@ from fleetstep.orchestration.units import (
     write_unit,
 )
 from fleetstep.sampling.generate import generate
-from fleetstep.sampling.spec import Dpmpp2mSpec, EulerSpec
+from fleetstep.sampling.spec import (
+    DpmppSdeSpec,
+    DpmppSpec,
+    EulerSpec,
+    HeunSpec,
+    Rk45Spec,
+    SolverSpec,
+)
 
 REFERENCE = ReferenceSet(
     data=Path("digits"),
@@ -59,7 +68,7 @@ HARDWARE = Hardware("Test CPU", 1, "torch 0")
 
 def result(seed: int = 0, rows: int = 100) -> UnitResult:
     features = np.random.Generator(np.random.PCG64(seed)).normal(size=(rows, 6)).astype(np.float32)
-    return UnitResult(features, digest_of(features), 9, 1.5, HARDWARE)
+    return UnitResult(features, digest_of(features), 9, 8.0, 1.5, HARDWARE)
 
 
 class TestFile:
@@ -185,12 +194,17 @@ NEAR, FAR = _snapshot("near", "1"), _snapshot("far", "2")
 class Sweep:
     """A small sweep whose units run in this process."""
 
-    def __init__(self, storage: Path, samples: int = 1000) -> None:
+    def __init__(
+        self,
+        storage: Path,
+        samples: int = 1000,
+        solvers: Sequence[SolverSpec] = (EulerSpec(), DpmppSpec()),
+    ) -> None:
         self.storage = storage
         self.loaded: list[str] = []
         self.plan: SweepPlan = plan_sweep(
             [(NEAR, REFERENCE), (FAR, REFERENCE)],
-            solvers=(EulerSpec(), Dpmpp2mSpec()),
+            solvers=solvers,
             nfe=(3,),
             samples=samples,
             track="ema",
@@ -252,7 +266,7 @@ class TestSweep:
 
     def test_the_distance_orders_the_models_and_its_interval_holds(self, done: Done):
         plain = {(s.cell.snapshot.run, s.cell.solver.kind): s.records[0] for s in done[1]}
-        for solver in ("euler", "dpmpp_2m"):
+        for solver in ("euler", "dpmpp"):
             near, far = plain["near", solver], plain["far", solver]
             assert far.value > 3 * near.value
             assert near.low < near.value < near.high < far.low
@@ -283,6 +297,17 @@ class TestSweep:
         run(resumed.plan.remaining, resumed.worker())
         assert first.stat().st_mtime_ns == kept
         assert [s.records for s in resumed.scores()] == [s.records for s in done[1]]
+
+    def test_cells_share_their_first_call_and_say_so(self, done: Done):
+        """Both solvers begin with D(x_T): of 3 calls each, the second makes 2 a batch."""
+        made = {(s.cell.snapshot.run, s.cell.solver.kind): s.calls_made for s in done[1]}
+        assert made == {
+            ("near", "euler"): 3,
+            ("near", "dpmpp"): 2,
+            ("far", "euler"): 3,
+            ("far", "dpmpp"): 2,
+        }
+        assert {record.nfe for score in done[1] for record in score.records} == {3}
 
     def test_a_unit_that_is_there_costs_no_network_call(self, done: Done):
         sweep, _ = done
@@ -327,7 +352,7 @@ class TestSweep:
     def test_a_missing_unit_is_named(self, done: Done, tmp_path: Path):
         sweep = Sweep(tmp_path)
         run(sweep.plan.units[:-1], sweep.worker())
-        name = r"unit 9 of \(dpmpp_2m, 3 calls, far at 1,000 images\)"
+        name = r"unit 9 of \(dpmpp\(order=2\), 3 calls, far at 1,000 images\)"
         with pytest.raises(DataError, match=f"{name} is missing"):
             sweep.scores()
 
@@ -351,6 +376,42 @@ class TestSweep:
         write_unit(unit.path(tmp_path), unit, replace(found, nfe=4))
         with pytest.raises(DataError, match=r"makes 3 network calls, but 4 were counted"):
             sweep.scores()
+
+
+OTHER_SOLVERS = (Rk45Spec(rtol=1e-2, atol=1e-2), DpmppSdeSpec(), HeunSpec(s_churn=10))
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> list[CellScore]:
+    sweep = Sweep(tmp_path_factory.mktemp("one"), solvers=OTHER_SOLVERS)
+    run(sweep.plan.units, sweep.worker())
+    return sweep.scores()
+
+
+class TestOtherSolvers:
+    """Stochastic and adaptive cells: the same bits for any order, and what was counted."""
+
+    def test_any_order_gives_the_same_bits(self, scores: list[CellScore], tmp_path: Path):
+        sweep = Sweep(tmp_path, solvers=OTHER_SOLVERS)
+        units = list(sweep.plan.units)
+        random.Random(1).shuffle(units)
+        run(units, sweep.worker(), sweep.worker())
+        assert [s.records for s in sweep.scores()] == [s.records for s in scores]
+
+    def test_a_stochastic_cell_shares_nothing(self, scores: list[CellScore]):
+        sde, heun = (s for s in scores[:3] if s.cell.solver.stochastic)
+        assert sde.calls_made == heun.calls_made == sde.records[0].nfe == 3
+
+    def test_an_adaptive_cell_holds_the_mean_of_what_was_counted(self, scores: list[CellScore]):
+        near, far = (s for s in scores if s.cell.solver.adaptive)
+        for score in (near, far):
+            record = score.records[0]
+            assert record.adaptive
+            assert record.schedule == "adaptive"
+            assert 8 <= record.nfe < 200
+            assert record.nfe == score.calls_made
+            assert ScoreRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+        assert not scores[1].records[0].adaptive
 
 
 class TestReference:

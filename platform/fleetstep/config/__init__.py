@@ -1,5 +1,5 @@
-"""One closed, frozen tree for a run, one for a sweep; everything wrong with a file is reported at
-once.
+"""One closed, frozen tree for a run, one for a sweep, one for an AMED predictor; everything wrong
+with a file is reported at once.
 
 A configuration is a YAML file, which may begin with `base: other.yaml`, plus `key.sub=value`
 overrides. `load` reads it and names every problem it can see without importing torch: unknown
@@ -7,6 +7,7 @@ keys with a suggestion, wrong kinds with the valid ones, impossible combinations
 and the nearest that works.
 """
 
+from fleetstep.config.amed import AmedEvaluationSpec, AmedExperiment
 from fleetstep.config.checks import how_to_pack
 from fleetstep.config.loading import (
     dump,
@@ -26,6 +27,8 @@ from fleetstep.config.specs import (
 )
 
 __all__ = [
+    "AmedEvaluationSpec",
+    "AmedExperiment",
     "ClusterSpec",
     "Experiment",
     "GridSpec",

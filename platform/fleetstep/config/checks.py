@@ -7,31 +7,43 @@ are valid.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fleetstep.addresses import ADVICE, SCHEMES, is_tracker, redacted
-from fleetstep.config import diffusers_checks
+from fleetstep.config import amed, diffusers_checks
 from fleetstep.config.secrets import SECRET, resolve_secrets
-from fleetstep.config.specs import Experiment, SweepSpec
+from fleetstep.config.specs import Experiment, GridSpec, SweepSpec
 from fleetstep.data.manifest import Manifest, load_manifest
 from fleetstep.data.spec import DataSpec, ExpectsSpec
 from fleetstep.diffusion.spec import check_range, check_strategies
 from fleetstep.errors import ConfigError, DataError, SamplingError
 from fleetstep.networks.spec import DiffusersUnetSpec, check_network, takes_augmentation
-from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, GuidanceSpec, SolverSpec
+from fleetstep.sampling.spec import (
+    SIGMA_MAX,
+    SIGMA_MIN,
+    AmedSpec,
+    GuidanceSpec,
+    SolverSpec,
+)
 from fleetstep.spec import Spec
 from fleetstep.training.spec import check_training
 
 Parts: TypeAlias = Mapping[str, Any]
 Check: TypeAlias = Callable[[Parts], list[str]]
 
+_PICTURE_CHANNELS = (1, 3)
+
 
 def cross_checks(model: type[Spec], data_required: bool) -> tuple[Check, ...]:
-    """The checks of a tree; `data_required`: a missing dataset is a problem in any case."""
+    """The checks of a tree; `data_required`: a missing dataset, or the missing run of a network
+    to train a predictor for, is a problem in any case.
+    """
     if model is Experiment:
         return (*_EXPERIMENT, _check_presence) if data_required else _EXPERIMENT
+    if model is amed.AmedExperiment:
+        return (*_AMED, amed.check_presence) if data_required else _AMED
     return _SWEEP if model is SweepSpec else ()
 
 
@@ -80,13 +92,27 @@ def _check_grid(parts: Parts) -> list[str]:
     if "grid" not in parts or parts["grid"].samples == 0:
         return []
     grid = parts["grid"]
-    problems = [f"grid.nfe: {line}" for line in _unreachable(grid.solver, grid.nfe, grid.guidance)]
+    problems = _check_grid_solver(grid)
     if "process" in parts:
         problems += [
             f"process: {line}, or set grid.samples to 0"
             for line in check_range(parts["process"], SIGMA_MIN, SIGMA_MAX)
         ]
     return problems
+
+
+def _check_grid_solver(grid: GridSpec) -> list[str]:
+    if grid.solver.learned:
+        return [
+            f"grid.solver: a predictor serves the snapshot it was trained for, and kind "
+            f"{grid.solver.kind} cannot draw a network in training; use another kind"
+        ]
+    if grid.solver.adaptive:
+        return [
+            f"grid.solver: kind {grid.solver.kind} chooses its own number of network calls, so "
+            "grids would cost what nobody can plan; use another kind"
+        ]
+    return [f"grid.nfe: {line}" for line in _unreachable(grid.solver, grid.nfe, grid.guidance)]
 
 
 def _unreachable(solver: SolverSpec, nfe: int, guidance: GuidanceSpec | None = None) -> list[str]:
@@ -210,6 +236,8 @@ def _check_images(parts: Parts, facts: Manifest | ExpectsSpec) -> list[str]:
             f"training.label_dropout: {parts['training'].label_dropout:g} drops class labels, and "
             "the dataset has no classes; use label_dropout: 0"
         )
+    if "grid" in parts and facts.channels not in _PICTURE_CHANNELS:
+        problems += _check_thresholding(parts["grid"].solver, facts)
     if "grid" in parts and parts["grid"].guidance is not None and facts.classes == 0:
         problems.append(
             f"grid.guidance: scale {parts['grid'].guidance.scale:g} needs class labels, and the "
@@ -218,21 +246,59 @@ def _check_images(parts: Parts, facts: Manifest | ExpectsSpec) -> list[str]:
     return problems
 
 
+def _check_thresholding(solver: SolverSpec, facts: Manifest | ExpectsSpec) -> list[str]:
+    if solver.thresholding is None:
+        return []
+    return [
+        f"grid.solver.thresholding: cuts pixels to their range, and the {facts.channels} channels "
+        "of the data are latents, which have none; use thresholding: null"
+    ]
+
+
 def _check_sweep(parts: Parts) -> list[str]:
     problems: list[str] = []
     if {"solvers", "nfe"} <= parts.keys():
         solvers, nfes = parts["solvers"], parts["nfe"]
-        if all(_unreachable(solver, nfe) for solver in solvers for nfe in nfes):
+        if all(
+            _takes_nfe(solver) and _unreachable(solver, nfe) for solver in solvers for nfe in nfes
+        ):
             problems.append(
                 f"nfe: no solver reaches any of {list(nfes)}; "
                 f"{_unreachable(solvers[0], nfes[0])[0]}"
             )
-        names = [json.dumps(solver.model_dump(mode="json")) for solver in solvers]
+        problems += _missing_predictors(solvers)
+        names = [_name(solver) for solver in solvers]
         problems += [
             f"solvers: {name} is listed twice"
             for name in sorted(set(names))
             if names.count(name) > 1
         ]
+    return problems
+
+
+def _name(solver: SolverSpec) -> str:
+    """Its settings, one text for those that mean the same: naming a default changes nothing."""
+    settings = solver.model_dump(mode="json")
+    if solver.schedule == solver.default_schedule:
+        settings["schedule"] = None
+    return json.dumps(settings)
+
+
+def _takes_nfe(solver: SolverSpec) -> bool:
+    """Whether its number of calls is chosen by the sweep."""
+    return not (
+        solver.adaptive or solver.learned or solver.chosen_schedule.fixed_points is not None
+    )
+
+
+def _missing_predictors(solvers: Sequence[SolverSpec]) -> list[str]:
+    problems = []
+    for index, solver in enumerate(solvers):
+        if isinstance(solver, AmedSpec):
+            try:
+                _ = solver.facts
+            except SamplingError as error:
+                problems.append(f"solvers.{index}: {error.message}; {error.remedy}")
     return problems
 
 
@@ -279,3 +345,10 @@ _EXPERIMENT: tuple[Check, ...] = (
     _check_storage,
 )
 _SWEEP: tuple[Check, ...] = (_check_sweep, _check_tracking, _check_storage)
+_AMED: tuple[Check, ...] = (
+    amed.check_batch,
+    amed.check_teacher,
+    amed.check_network,
+    _check_tracking,
+    _check_storage,
+)

@@ -42,7 +42,8 @@ def load(
         path: the file; None starts from nothing.
         overrides: applied last, in order.
         data_required: whether an experiment's dataset must be there; without it the rest is
-            checked against `data.expects`, if the file says what it expects.
+            checked against `data.expects`, if the file says what it expects. Of a predictor's
+            training, whether the run of its network must be there.
 
     Raises:
         ConfigError: with every problem found; nothing has been started or written.

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from fleetstep.sampling.spec import ALIASES
+
 
 def explain(model: type[BaseModel], tree: Any, item: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors in a tree read from a file."""
@@ -44,7 +46,7 @@ def path_in(location: Sequence[Any], tree: Any) -> tuple[Any, ...]:
     node = tree
     for step in location:
         found = inside(node, step) is not None or (isinstance(node, Mapping) and step in node)
-        if not found and isinstance(node, Mapping) and node.get("kind") == step:
+        if not found and isinstance(node, Mapping) and _kind(node) == step:
             continue
         path.append(step)
         node = inside(node, step)
@@ -58,6 +60,12 @@ def inside(node: Any, step: Any) -> Any:
     if isinstance(node, list) and isinstance(step, int) and step < len(node):
         return node[step]
     return None
+
+
+def _kind(section: Mapping[str, Any]) -> Any:
+    """The kind that a section is validated as: a solver may be named by an alias."""
+    kind = section.get("kind")
+    return ALIASES[kind]["kind"] if isinstance(kind, str) and kind in ALIASES else kind
 
 
 def _known_keys(model: type[BaseModel], tree: Any, location: Sequence[object]) -> set[str]:
@@ -77,7 +85,7 @@ def _known_keys(model: type[BaseModel], tree: Any, location: Sequence[object]) -
                 part
                 for part in current
                 if part.model_fields.get("kind")
-                and node["kind"] in get_args(part.model_fields["kind"].annotation)
+                and _kind(node) in get_args(part.model_fields["kind"].annotation)
             ]
             current = tagged or current
     return {name for part in current for name in part.model_fields}

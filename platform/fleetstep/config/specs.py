@@ -22,7 +22,7 @@ from fleetstep.diffusion.spec import EdmSpec, ProcessSpec, StrategySpec
 from fleetstep.evaluation.spec import ExtractorSpec, Rn20Spec
 from fleetstep.networks.spec import DdpmppSpec, NetworkSpec
 from fleetstep.sampling.spec import (
-    Dpmpp2mSpec,
+    DpmppSpec,
     EulerSpec,
     GuidanceSpec,
     HeunSpec,
@@ -87,7 +87,7 @@ class GridSpec(Spec):
     """
 
     samples: int = Field(64, ge=0)
-    solver: SolverSpec = Dpmpp2mSpec()
+    solver: SolverSpec = DpmppSpec()
     nfe: PositiveInt = 16
     guidance: GuidanceSpec | None = None
 
@@ -208,7 +208,10 @@ class SweepSpec(Spec):
         runs: run folders (their last snapshot is taken) or snapshot folders.
         snapshots: which snapshots of a run folder: the last one, or all.
         storage: folder for results, shared by all actors.
-        solvers, nfe: the grid; a pair that cannot be reached is skipped with its reason.
+        solvers, nfe: the grid; a pair that cannot be reached is skipped with its reason. A solver
+            whose calls cannot be chosen (a predictor, a list of levels, rk45) is one cell whatever
+            `nfe` says.
+        dtype: of the solvers' state; the network's precision is its own affair.
         ema: the EMA track that is sampled.
         samples: images per cell, a multiple of 1,000.
         namespace: seeds are (namespace, 0 ... samples-1).
@@ -226,9 +229,10 @@ class SweepSpec(Spec):
     snapshots: Literal["last", "all"] = "last"
     storage: PathText = "runs"
     solvers: tuple[SolverSpec, ...] = Field(
-        (EulerSpec(), HeunSpec(), IpndmSpec(), Dpmpp2mSpec()), min_length=1
+        (EulerSpec(), HeunSpec(), IpndmSpec(), DpmppSpec()), min_length=1
     )
     nfe: tuple[PositiveInt, ...] = Field((5, 9, 17, 35), min_length=1)
+    dtype: Literal["float64", "float32"] = "float64"
     ema: str = "ema"
     samples: PositiveInt = Field(1000, multiple_of=1000)
     namespace: int = Field(0, ge=0)

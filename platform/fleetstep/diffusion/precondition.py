@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -189,15 +189,41 @@ class Denoiser(nn.Module):
         """D_BCHW, and what the network gives beyond the image's channels: [B, C, H, W] of a
         network that learns the variance, else [B, 0, H, W].
         """
-        batch, channels = x_BCHW.shape[:2]
+        conditions = (labels_B,) if augment_BA is None else (labels_B, augment_BA)
+        c_skip, c_out, inputs = self._prepared(x_BCHW, sigma)
+        out = self.network(*inputs, *conditions)
+        self.nfe += 1
+        return self._restored(x_BCHW, c_skip, c_out, out)
+
+    def with_features(
+        self, x_BCHW: Tensor, sigma: Tensor | float, labels_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """D_BCHW, and the network's bottleneck features [B, c, h, w] of the same call.
+
+        See `fleetstep.networks.spec.feature_shape` for what they are.
+        """
+        c_skip, c_out, inputs = self._prepared(x_BCHW, sigma)
+        network = cast("Any", self.network)
+        out, features = network.forward_with_features(*inputs, labels_B)
+        self.nfe += 1
+        return self._restored(x_BCHW, c_skip, c_out, out)[0], features
+
+    def _prepared(
+        self, x_BCHW: Tensor, sigma: Tensor | float
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """c_skip and c_out, [B, 1, 1, 1] in x's dtype, and the network's (x, c_noise)."""
+        batch = len(x_BCHW)
         sigma_B = torch.as_tensor(sigma, dtype=torch.float64, device=x_BCHW.device).expand(batch)
         *scales, c_noise_B = self.preconditioning(sigma_B)
         c_skip, c_out, c_in = (c.to(x_BCHW.dtype).view(batch, 1, 1, 1) for c in scales)
         # Multiplied in x's dtype, and only then rounded: FDM's c_in falls to 4e-8, subnormal in
         # half precision.
-        scaled_BCHW = (c_in * x_BCHW).float()
-        conditions = (labels_B,) if augment_BA is None else (labels_B, augment_BA)
-        out = self.network(scaled_BCHW, c_noise_B.float(), *conditions)
-        self.nfe += 1
+        return c_skip, c_out, ((c_in * x_BCHW).float(), c_noise_B.float())
+
+    def _restored(
+        self, x_BCHW: Tensor, c_skip: Tensor, c_out: Tensor, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """D, and the channels beyond the image's, from the network's output."""
+        channels = x_BCHW.shape[1]
         f_BCHW, rest = out[:, :channels], out[:, channels:]
         return c_skip * x_BCHW + c_out * f_BCHW.to(x_BCHW.dtype), rest

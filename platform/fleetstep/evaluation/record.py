@@ -42,8 +42,10 @@ class ScoreRecord:
         checkpoint: SHA-256 of the weights that were sampled.
         images_seen: training progress at the checkpoint.
         ema: the EMA track.
-        solver, schedule: as in the configuration, options included.
-        nfe: network calls per image, counted.
+        solver: with its options, and with its schedule if that is not its own.
+        schedule: with its options.
+        nfe: network calls per image, counted; the mean for an adaptive solver.
+        adaptive: whether the solver chose that number itself.
         labels: how class labels followed from the seeds.
         extractor, extractor_sha256: the features.
         preprocess: from image to the extractor's input.
@@ -70,7 +72,7 @@ class ScoreRecord:
     ema: str
     solver: str
     schedule: str
-    nfe: int
+    nfe: float
     labels: str
     extractor: str
     extractor_sha256: str
@@ -81,6 +83,7 @@ class ScoreRecord:
     reference_n: int
     versions: Mapping[str, str]
     hardware: Mapping[str, str]
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         names = [
@@ -123,6 +126,8 @@ class ScoreRecord:
             DataError: a field is missing, unknown or of another type, by name.
         """
         names = {field.name for field in fields(cls)}
+        # Records from before there was an adaptive solver do not say so.
+        values = {"adaptive": False, **values}
         if missing := sorted(names - values.keys()):
             raise DataError(
                 f"a score record must hold {', '.join(missing)}", "score the checkpoint again"
@@ -151,7 +156,7 @@ def _checked(name: str, value: Any) -> Any:
                 return dict(value)
         elif (kind is float and _is_number(value)) or (kind is int and _is_int(value)):
             return kind(value)
-        elif kind is str and isinstance(value, str):
+        elif kind in (str, bool) and isinstance(value, kind):
             return value
     except (TypeError, AttributeError):
         pass

@@ -27,6 +27,7 @@ from fleetstep.orchestration.sweep_plan import (
     folder,
     units_of,
 )
+from fleetstep.orchestration.sweep_solvers import schedule_label, solver_text
 from fleetstep.orchestration.units import Hardware, UnitResult, read_unit
 
 QUANTISATION = "uint8: floor(127.5 x + 128), clipped"
@@ -39,11 +40,14 @@ class CellScore:
     Args:
         cell: what was sampled.
         moments_sha256: digest of the moments of all its features: equal for equal bits.
+        calls_made: network calls per image that were made; fewer than the NFE where cells shared
+            their first call, and then not the same for every order of the work.
         records: one a metric: the Fréchet distance, then the standardised one.
     """
 
     cell: Cell
     moments_sha256: str
+    calls_made: float
     records: tuple[ScoreRecord, ...]
 
 
@@ -105,19 +109,32 @@ def score_cell(
     """
     units = units_of(cell, samples)
     results = _read_all(storage, units)
+    nfe = _counted(storage, cell, results)
+    blocks = _blocks([Moments.of(result.features) for result in results], blocks_of(samples))
+    hardware = _hardware([result.hardware for result in results], against.hardware)
+    records = tuple(
+        _record(cell, nfe, blocks, against.reference, extractor, hardware, is_standardised=flag)
+        for flag in (False, True)
+    )
+    return CellScore(
+        cell=cell,
+        moments_sha256=total(blocks).digest(),
+        calls_made=sum(result.calls_made for result in results) / len(results),
+        records=records,
+    )
+
+
+def _counted(storage: Path, cell: Cell, results: Sequence[UnitResult]) -> float:
+    """Network calls per image: the cell's, or the mean over units for an adaptive solver."""
+    if cell.nfe is None:
+        return sum(result.nfe for result in results) / len(results)
     if counted := {result.nfe for result in results} - {cell.nfe}:
         raise DataError(
             f"every unit of ({cell}) makes {cell.nfe} network calls, "
             f"but {', '.join(map(str, sorted(counted)))} were counted",
             f"delete {folder(storage, cell)} and sweep again",
         )
-    blocks = _blocks([Moments.of(result.features) for result in results], blocks_of(samples))
-    hardware = _hardware([result.hardware for result in results], against.hardware)
-    records = tuple(
-        _record(cell, blocks, against.reference, extractor, hardware, is_standardised=flag)
-        for flag in (False, True)
-    )
-    return CellScore(cell=cell, moments_sha256=total(blocks).digest(), records=records)
+    return cell.nfe
 
 
 def _read_all(storage: Path, units: Iterable[Unit]) -> list[UnitResult]:
@@ -141,6 +158,7 @@ def _blocks(units: Sequence[Moments], count: int) -> list[Moments]:
 
 def _record(
     cell: Cell,
+    nfe: float,
     blocks: Sequence[Moments],
     reference: Reference,
     extractor: Extractor,
@@ -167,9 +185,10 @@ def _record(
         checkpoint=cell.snapshot.digest,
         images_seen=cell.snapshot.images_seen,
         ema=cell.track,
-        solver=cell.solver.label,
-        schedule=cell.schedule.label,
-        nfe=cell.nfe,
+        solver=solver_text(cell.solver),
+        schedule=schedule_label(cell.solver),
+        nfe=nfe,
+        adaptive=cell.nfe is None,
         labels=cell.labels,
         extractor=extractor.name,
         extractor_sha256=extractor.digest,

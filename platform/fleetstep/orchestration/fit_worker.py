@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fleetstep.config import Experiment
+from fleetstep.config import ClusterSpec, Experiment
 from fleetstep.data.augmentation import Augmentation
 from fleetstep.data.manifest import Manifest
 from fleetstep.data.stream import Stream
@@ -63,7 +63,7 @@ def run_worker(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"gave_up": True}
     torch.set_num_threads(max(1, int(experiment.cluster.cpus_per_worker)))
     try:
-        with _Run(experiment, folder, job, _device(experiment)) as run:
+        with _Run(experiment, folder, job, device_of(experiment.cluster)) as run:
             outcome = run.train()
     except FleetstepError as error:
         folder.give_up(error)
@@ -148,7 +148,7 @@ class _Run:
             store=self._store,
             snapshots=self._folder.snapshots,
             facts=facts,
-            callbacks=Callbacks(report=_report, log=self._log, snapshot=self._snapshot),
+            callbacks=Callbacks(report=report_checkpoint, log=self._log, snapshot=self._snapshot),
             on_event=self._on_event,
             should_stop=self._folder.stop_request.exists,
         )
@@ -187,13 +187,14 @@ def _augmentation(experiment: Experiment) -> Augmentation | None:
     return Augmentation(experiment.data.augment) if experiment.data.augment > 0 else None
 
 
-def _device(experiment: Experiment) -> torch.device:
-    if experiment.cluster.gpus_per_worker == 0:
+def device_of(cluster: ClusterSpec) -> torch.device:
+    """Where this worker computes."""
+    if cluster.gpus_per_worker == 0:
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _report(checkpoint: Checkpoint) -> None:
+def report_checkpoint(checkpoint: Checkpoint) -> None:
     """Tell Ray Train that this worker is alive and where it is; only at checkpoints: it blocks."""
     import ray.train
 

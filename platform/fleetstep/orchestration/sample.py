@@ -11,18 +11,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from fleetstep.errors import UsageError
 from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
 from fleetstep.orchestration.sweep_plan import SnapshotRef, shape_text
+from fleetstep.orchestration.sweep_solvers import schedule_label, state_dtype
 from fleetstep.reporting.grids import write_grid
 from fleetstep.sampling.generate import Generated, generate
-from fleetstep.sampling.spec import GuidanceSpec, SolverSpec
+from fleetstep.sampling.spec import AmedSpec, GuidanceSpec, SolverSpec
 from fleetstep.training.snapshot import FACTS
 
 _SEEDS = re.compile(r"(\d+)-(\d+)")
 _EVERY_S = 5.0
+_USUAL_NFE = 35
 _LARGEST_SCALE, _ENLARGED_PX = 8, 32
 
 
@@ -40,20 +42,21 @@ def parse_seeds(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2]) - int(match[1]) + 1
 
 
-def parse_solver(kind: str) -> SolverSpec:
-    """The solver of that name with its default settings.
+def chosen_nfe(solver: SolverSpec, nfe: int | None, guidance: GuidanceSpec | None) -> int | None:
+    """The network calls to make: those asked for, else all that levels of the solver's own make,
+    else 35; None for an adaptive solver.
 
     Raises:
-        UsageError: there is none.
+        SamplingError: the solver cannot make them; it names the nearest that it can.
     """
-    try:
-        solver: SolverSpec = TypeAdapter(SolverSpec).validate_python({"kind": kind})
-    except ValidationError as error:
-        expected = error.errors()[0].get("ctx", {}).get("expected_tags", "")
-        raise UsageError(
-            f"--solver {kind!r} is not a solver", f"choose one of {expected}"
-        ) from None
-    return solver
+    calls = 1 if guidance is None else guidance.calls
+    if nfe is None:
+        if solver.adaptive:
+            return None
+        points = solver.chosen_schedule.fixed_points
+        nfe = _USUAL_NFE if points is None else solver.nfe_for(points, calls)
+    solver.points_for(nfe, calls)
+    return nfe
 
 
 def parse_guidance(
@@ -83,8 +86,8 @@ def sample_to_files(
     source: Path,
     *,
     out: Path,
-    solver: str,
-    nfe: int,
+    solver: SolverSpec,
+    nfe: int | None = None,
     seeds: str,
     ema: str,
     labels: str,
@@ -97,8 +100,8 @@ def sample_to_files(
     Args:
         source: a run folder (its last snapshot) or a snapshot folder.
         out: the grid's PNG; latents have none.
-        solver, nfe: how to draw; a number of calls the solver cannot make is refused with its
-            neighbours.
+        solver: how to draw; a predictor is checked against the snapshot.
+        nfe: network calls per image, see `chosen_nfe`.
         seeds: "first-last".
         ema: the EMA track.
         labels: "random" or "balanced".
@@ -108,15 +111,19 @@ def sample_to_files(
 
     Raises:
         UsageError: an argument cannot work, or the snapshot draws latents and `npz` is None.
+        SamplingError: the solver cannot make that many calls, or its predictor was trained for
+            another snapshot.
     """
     if labels not in ("random", "balanced"):
         raise UsageError(f"--labels must be random or balanced, got {labels!r}")
     rule: Literal["random", "balanced"] = "random" if labels == "random" else "balanced"
-    spec, (first, count) = parse_solver(solver), parse_seeds(seeds)
-    spec.points_for(nfe, guidance.calls if guidance else 1)
+    first, count = parse_seeds(seeds)
+    nfe = chosen_nfe(solver, nfe, guidance)
     (snapshot,) = find_snapshots([str(source)], which="last", track=ema)
+    if isinstance(solver, AmedSpec):
+        solver.check_network(snapshot.digest, ema, guidance)
     grid = _grid_of(snapshot, out, npz)
-    warnings = _warnings(snapshot, guidance)
+    warnings = [*_guidance_warnings(snapshot, guidance), *_solver_warnings(solver)]
     if say is not None:
         for warning in warnings:
             say(f"warning: {warning}")
@@ -127,7 +134,7 @@ def sample_to_files(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generated = generate(
         load_denoiser(snapshot, ema, device=device),
-        spec,
+        solver,
         nfe,
         guidance=guidance,
         first=first,
@@ -136,6 +143,7 @@ def sample_to_files(
         classes=snapshot.classes,
         batch=min(100, max(2, count)),
         labels=rule,
+        dtype=state_dtype(solver, "float64"),
         unquantised=grid is None,
         on_batch=_Rate(count, say),
     )
@@ -146,6 +154,8 @@ def sample_to_files(
         _write_arrays(generated, npz)
     return {
         "images": count,
+        "solver": solver.label,
+        "schedule": schedule_label(solver),
         "nfe": generated.nfe,
         "grid": None if grid is None else str(grid),
         "npz": None if npz is None else str(npz),
@@ -167,7 +177,16 @@ def _grid_of(snapshot: SnapshotRef, out: Path, npz: Path | None) -> Path | None:
     return None
 
 
-def _warnings(snapshot: SnapshotRef, guidance: GuidanceSpec | None) -> list[str]:
+def _solver_warnings(solver: SolverSpec) -> list[str]:
+    if not solver.adaptive:
+        return []
+    return [
+        f"{solver.kind} carries a batch as one system: an image depends, within the tolerance, on "
+        "which seeds are drawn with it"
+    ]
+
+
+def _guidance_warnings(snapshot: SnapshotRef, guidance: GuidanceSpec | None) -> list[str]:
     """Guidance away from an image for no class that training never showed the network."""
     config = json.loads((snapshot.path / FACTS).read_text(encoding="utf-8"))["config"]
     # An imported snapshot does not say how it was trained.

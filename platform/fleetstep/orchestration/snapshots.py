@@ -83,6 +83,21 @@ def describe_snapshot(path: Path, track: str) -> SnapshotRef:
     )
 
 
+def trained_experiment(snapshot: SnapshotRef) -> Experiment:
+    """The experiment that a snapshot says it is of; of imported weights, its defaults elsewhere.
+
+    Raises:
+        CheckpointError: its facts cannot be read.
+    """
+    try:
+        facts = json.loads((snapshot.path / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{snapshot.path / FACTS} cannot be read ({error!r})", "use another snapshot"
+        ) from error
+    return _experiment(snapshot.path, facts)
+
+
 def load_denoiser(snapshot: SnapshotRef, track: str, *, device: torch.device) -> Denoiser:
     """The denoiser of a snapshot's EMA track, in evaluation mode, on `device`.
 

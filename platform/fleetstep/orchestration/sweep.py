@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from fleetstep.orchestration.sweep_plan import (
 )
 from fleetstep.orchestration.sweep_worker import UnitSummary, build_worker
 from fleetstep.orchestration.units import Fault, no_fault, read_unit
+from fleetstep.sampling.spec import AmedSpec, SolverSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Progress:
 
     Args:
         units_done, units: of the plan, those found finished included.
-        calls_done, calls: network calls on one image, likewise.
+        calls_done, calls: network calls on one image, likewise, as `network_calls` counts them.
         seconds: since this sweep was started.
         calls_per_s: of this start alone; 0 until one unit is done.
         eta_s: seconds left at that rate; None while it is not known.
@@ -67,6 +68,20 @@ class SweepResult:
     scores: tuple[CellScore, ...]
     path: Path
 
+    @property
+    def calls_counted(self) -> float:
+        """Network calls on one image as the cells' NFE counts them."""
+        return sum(self.plan.samples * score.records[0].nfe for score in self._sampled())
+
+    @property
+    def calls_made(self) -> float:
+        """Those that were made: a first call that cells share counts once."""
+        return sum(self.plan.samples * score.calls_made for score in self._sampled())
+
+    def _sampled(self) -> Iterable[CellScore]:
+        """One score for each cell whose samples were drawn: runs of equal weights share them."""
+        return {score.cell.key: score for score in self.scores}.values()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
@@ -82,6 +97,7 @@ def plan(spec: SweepSpec) -> SweepPlan:
 
     Raises:
         UsageError: nothing of the grid can be run, or the number of samples makes no whole blocks.
+        SamplingError: a predictor is missing or damaged.
         CheckpointError: a snapshot is missing, damaged, or has no such EMA track.
         DataError: a run's dataset is missing or is not the one it was trained on.
         ExtractorError: the extractor's weights are missing or wrong.
@@ -93,7 +109,7 @@ def plan(spec: SweepSpec) -> SweepPlan:
     snapshots = [(s, reference_of(s, spec.reference_split, extractor)) for s in found]
     return plan_sweep(
         snapshots,
-        solvers=spec.solvers,
+        solvers=tuple(_wherever_read(solver) for solver in spec.solvers),
         nfe=spec.nfe,
         samples=spec.samples,
         track=spec.ema,
@@ -101,8 +117,16 @@ def plan(spec: SweepSpec) -> SweepPlan:
         labels=spec.labels,
         batch=spec.batch,
         extractor=extractor.digest,
+        dtype=spec.dtype,
         finished=functools.partial(_is_finished, storage),
     )
+
+
+def _wherever_read(solver: SolverSpec) -> SolverSpec:
+    """The same solver in an actor's folder."""
+    if not isinstance(solver, AmedSpec):
+        return solver
+    return solver.model_copy(update={"predictor": str(Path(solver.predictor).resolve())})
 
 
 def _is_finished(storage: Path, unit: Unit) -> bool:
@@ -223,6 +247,7 @@ def _as_json(spec: SweepSpec, work: SweepPlan, scores: tuple[CellScore, ...]) ->
             {
                 "key": score.cell.key,
                 "moments_sha256": score.moments_sha256,
+                "calls_made": score.calls_made,
                 "scores": [record.to_dict() for record in score.records],
             }
             for score in scores

@@ -27,7 +27,8 @@ from fleetstep.orchestration.pool import Notice
 from fleetstep.orchestration.run_folder import RunCard, RunFolder
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.sweep import Listener, Progress, SweepResult
-from fleetstep.orchestration.sweep_plan import Cell, SweepPlan
+from fleetstep.orchestration.sweep_plan import ADAPTIVE_CALLS, Cell, SweepPlan
+from fleetstep.orchestration.sweep_solvers import solver_text
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.tracking_store import default_uri
 from fleetstep.reporting.comparison import compare
@@ -51,7 +52,8 @@ class SweepPreview:
         lines = [
             f"{self.spec.name}: {len(plan.cells)} cells x {plan.samples} images = "
             f"{plan.network_calls:,} network calls "
-            f"on one image; {len(plan.finished)} of {len(plan.units)} units are finished already",
+            f"on one image{self._guess}; {len(plan.finished)} of {len(plan.units)} units are "
+            "finished already",
             f"  {self.spec.actors} actor(s) x {self.spec.cpus_per_actor:g} CPU, batch "
             f"{self.spec.batch}",
         ]
@@ -64,6 +66,17 @@ class SweepPreview:
                 ),
                 *(f"  published: {entry.text}" for entry in self.spec.published),
             ]
+        )
+
+    @property
+    def _guess(self) -> str:
+        """What is not known of the cost."""
+        adaptive = sum(cell.nfe is None for cell in self.plan.cells)
+        if not adaptive:
+            return ""
+        return (
+            f" ({adaptive} cells of an adaptive solver taken as {ADAPTIVE_CALLS} an image; what "
+            "they make is counted)"
         )
 
     def text(self) -> str:
@@ -80,6 +93,7 @@ class SweepPreview:
                 {"solver": p.solver, "nfe": p.nfe, "reason": p.reason} for p in self.plan.skipped
             ],
             "network_calls": self.plan.network_calls,
+            "adaptive_cells": sum(cell.nfe is None for cell in self.plan.cells),
             "units": len(self.plan.units),
             "finished": len(self.plan.finished),
         }
@@ -136,7 +150,7 @@ def _record(tracker: Tracker, plan: SweepPlan, score: CellScore, parent: str | N
         **{f"fleetstep.{key}": value for key, value in measured.items()},
     }
     run_id = tracker.start_run(
-        f"{cell.solver.label} nfe={cell.nfe} @ {cell.snapshot.images_seen}",
+        f"{solver_text(cell.solver)} nfe={cell.nfe or 'adaptive'} @ {cell.snapshot.images_seen}",
         _params(cell) | measured,
         tags={**place, "fleetstep.kind": "cell"},
         parent_run_id=parent,
@@ -201,6 +215,14 @@ class _Throttled:
 def _tell(say: Say | None, notice: Notice) -> None:
     if say is not None:
         say(f"  {notice}")
+
+
+def cost_text(result: SweepResult) -> str:
+    """The sweep's network calls on one image, by NFE and as made."""
+    return (
+        f"network calls on one image: {result.calls_counted:,.0f} by NFE, "
+        f"{result.calls_made:,.0f} made (a first call is shared where it can be)"
+    )
 
 
 def tables(result: SweepResult) -> list[Table]:

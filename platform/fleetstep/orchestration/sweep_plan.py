@@ -16,7 +16,15 @@ from typing import Any, Literal
 
 from fleetstep.errors import SamplingError, UsageError
 from fleetstep.orchestration.dispatch import breadth_first
-from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, ScheduleSpec, SolverSpec
+from fleetstep.orchestration.sweep_solvers import (
+    Skipped,
+    StateDtype,
+    reachable,
+    reason_of,
+    solver_text,
+    state_dtype,
+)
+from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, AmedSpec, ScheduleFacts, SolverSpec
 
 UNIT = 100
 """Sample ids in a unit: part of the format, because a unit's file name stands for its ids."""
@@ -24,7 +32,15 @@ UNIT = 100
 QUICK_BLOCKS, BLOCKS = 10, 20
 """Jackknife blocks of a cell: each is a whole number of units."""
 
-FORMAT = 1
+FORMAT = 2
+"""Of a cell's identity."""
+
+REFERENCE_FORMAT = 1
+"""Of a reference set's identity."""
+
+ADAPTIVE_CALLS = 120
+"""Calls per image that plans and progress expect of an adaptive solver, which nobody knows before
+it has run: about what FDM's Table 7 counts. Scores hold what was counted."""
 
 _PICTURE_CHANNELS = (1, 3)
 
@@ -63,18 +79,37 @@ class SnapshotRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One snapshot, one solver, one number of network calls: samples numbered 0, 1, 2, ..."""
+    """One snapshot, one solver, one number of network calls: samples numbered 0, 1, 2, ...
+
+    Args:
+        snapshot, track: the network.
+        solver: with its schedule.
+        nfe: network calls per image; None for an adaptive solver.
+        labels, namespace: how labels and latents follow from a sample's number.
+        batch: fixed batch of the network.
+        extractor: SHA-256 of the extractor.
+        dtype: of the solver's state.
+    """
 
     snapshot: SnapshotRef
     track: str
     solver: SolverSpec
-    nfe: int
-    schedule: ScheduleSpec
+    nfe: int | None
     labels: LabelRule
     namespace: int
     batch: int
     extractor: str
-    dtype: str = "float64"
+    dtype: StateDtype = "float64"
+
+    @property
+    def schedule(self) -> ScheduleFacts | None:
+        """The schedule that is walked; None for an adaptive solver."""
+        return None if self.solver.adaptive else self.solver.chosen_schedule
+
+    @property
+    def expected_calls(self) -> int:
+        """Network calls per image, a guess for an adaptive solver."""
+        return ADAPTIVE_CALLS if self.nfe is None else self.nfe
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -83,9 +118,10 @@ class Cell:
             "format": FORMAT,
             "snapshot": self.snapshot.digest,
             "track": self.track,
-            "solver": self.solver.model_dump(mode="json"),
+            # Its schedule follows resolved: naming the default changes nothing.
+            "solver": {k: v for k, v in self.solver.identity.items() if k != "schedule"},
             "nfe": self.nfe,
-            "schedule": self.schedule.model_dump(mode="json"),
+            "schedule": None if self.schedule is None else self.schedule.model_dump(mode="json"),
             "labels": self.labels,
             "namespace": self.namespace,
             "batch": self.batch,
@@ -101,7 +137,8 @@ class Cell:
 
     def __str__(self) -> str:
         where = f"{self.snapshot.run} at {self.snapshot.images_seen:,} images"
-        return f"{self.solver.kind}, {self.nfe} calls, {where}"
+        calls = "its own" if self.nfe is None else self.nfe
+        return f"{solver_text(self.solver)}, {calls} calls, {where}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +166,7 @@ class ReferenceSet:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the statistics' bits."""
         return {
-            "format": FORMAT,
+            "format": REFERENCE_FORMAT,
             "dataset": self.fingerprint,
             "split": self.split,
             "extractor": self.extractor,
@@ -164,15 +201,6 @@ class Unit:
 
     def __str__(self) -> str:
         return f"unit {self.index} of ({self.source})"
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A pair of the grid that cannot be run, and why."""
-
-    solver: str
-    nfe: int
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +247,11 @@ class SweepPlan:
 
 
 def network_calls(units: Iterable[Unit]) -> int:
-    """Evaluations of a network on one image: the measure of cost, and of progress."""
-    return sum(u.count * u.source.nfe for u in units if isinstance(u.source, Cell))
+    """Evaluations of a network on one image: the measure of cost, and of progress.
+
+    First calls that cells share are counted for each; an adaptive solver's are a guess.
+    """
+    return sum(u.count * u.source.expected_calls for u in units if isinstance(u.source, Cell))
 
 
 def content_hash(identity: dict[str, Any]) -> str:
@@ -280,22 +311,16 @@ def shape_text(shape: tuple[int, int, int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def reachable(
-    solvers: Sequence[SolverSpec], nfe: Sequence[int]
-) -> tuple[list[tuple[SolverSpec, int]], list[Skipped]]:
-    """The pairs of the product that make exactly that many network calls, and the others."""
-    pairs: list[tuple[SolverSpec, int]] = []
-    skipped: list[Skipped] = []
-    for solver in solvers:
-        for calls in nfe:
-            try:
-                solver.points_for(calls)
-            except SamplingError as error:
-                reason = "; ".join(part for part in (error.message, error.remedy) if part)
-                skipped.append(Skipped(solver.kind, calls, reason))
-            else:
-                pairs.append((solver, calls))
-    return pairs, skipped
+def _misfit(cell: Cell) -> Skipped | None:
+    """Why the cell's predictor cannot be used on its snapshot."""
+    if not isinstance(cell.solver, AmedSpec):
+        return None
+    try:
+        cell.solver.check_network(cell.snapshot.digest, cell.track, None)
+    except SamplingError as error:
+        where = f"{cell.solver.label} on {cell.snapshot.run}"
+        return Skipped(where, cell.expected_calls, reason_of(error))
+    return None
 
 
 def plan_sweep(
@@ -309,20 +334,22 @@ def plan_sweep(
     labels: LabelRule,
     batch: int,
     extractor: str,
+    dtype: StateDtype = "float64",
     finished: Callable[[Unit], bool],
 ) -> SweepPlan:
     """The product of snapshots, solvers and NFE as cells and units.
 
     Args:
         snapshots: each with the reference set of the dataset it was trained on.
-        solvers: each with its settings; two that agree are one.
-        nfe: network calls for each image.
+        solvers: each with its settings and schedule; two that agree are one.
+        nfe: network calls for each image, where the solver leaves the choice.
         samples: sample ids of each cell.
         track: the EMA track.
         namespace: names the stream of latents; cells share it, so that differences are paired.
         labels: the rule that gives sample i its class.
         batch: fixed batch of the network inside a unit.
         extractor: SHA-256 of the extractor.
+        dtype: of the solvers' state.
         finished: says whether a unit's result is already there and sound.
 
     Raises:
@@ -341,12 +368,15 @@ def plan_sweep(
                 track=track,
                 solver=solver,
                 nfe=calls,
-                schedule=solver.default_schedule,
                 labels=labels,
                 namespace=namespace,
                 batch=batch,
                 extractor=extractor,
+                dtype=state_dtype(solver, dtype),
             )
+            if (misfit := _misfit(cell)) is not None:
+                skipped.append(misfit)
+                continue
             # A dataset has one reference, however many copies of its folder there are.
             reference_of[cell] = references.setdefault(reference.key, reference)
     if not reference_of:

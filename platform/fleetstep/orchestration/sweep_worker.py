@@ -30,13 +30,15 @@ from fleetstep.orchestration.units import (
     this_hardware,
     write_unit,
 )
+from fleetstep.sampling.first_calls import FirstCalls
 from fleetstep.sampling.generate import generate
 from fleetstep.sampling.trajectory import Denoiser
 
 UInt8 = npt.NDArray[np.uint8]
 
 NETWORKS_HELD = 8
-"""Networks kept in memory by an actor: breadth-first order comes back to each of them."""
+"""Networks kept in memory by an actor: breadth-first order comes back to each of them. Each has
+first calls of at most `FIRST_CALLS_BYTES` beside it."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,33 @@ class UnitSummary:
 
     Args:
         digest: SHA-256 of the features.
-        nfe: network calls per image, counted.
+        nfe: network calls per image, counted; the mean over batches for an adaptive solver.
+        calls_made: those that were made: fewer where cells share their first call.
         seconds: time the work took; 0 when the file was there already.
         pid: the actor's process.
     """
 
     digest: str
-    nfe: int
+    nfe: float
+    calls_made: float
     seconds: float
     pid: int
+
+
+class _Network:
+    """A denoiser and the first calls made with it, of one namespace and rule of labels at a time:
+    the cells of a sweep agree on both.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self._first_calls: tuple[tuple[int, str], FirstCalls] | None = None
+
+    def first_calls_of(self, cell: Cell) -> FirstCalls:
+        start = (cell.namespace, cell.labels)
+        if self._first_calls is None or self._first_calls[0] != start:
+            self._first_calls = (start, FirstCalls())
+        return self._first_calls[1]
 
 
 class SweepWorker:
@@ -81,37 +101,38 @@ class SweepWorker:
         self._storage, self._extractor = storage, extractor
         self._denoiser_of, self._images_of = denoiser_of, images_of
         self._device, self._fault = device, fault
-        self._denoisers: OrderedDict[tuple[str, str], Denoiser] = OrderedDict()
+        self._networks: OrderedDict[tuple[str, str], _Network] = OrderedDict()
 
     def run(self, unit: Unit) -> UnitSummary:
         """Do the unit unless its file is there; the file is whole when this returns."""
         path = unit.path(self._storage)
         if (found := read_unit(path, unit)) is not None:
-            return UnitSummary(found.digest, found.nfe, 0.0, os.getpid())
+            return UnitSummary(found.digest, found.nfe, found.calls_made, 0.0, os.getpid())
         started = time.perf_counter()
-        images, nfe = self._images(unit)
+        images, nfe, calls_made = self._images(unit)
         features = self._extractor(images)
         result = UnitResult(
             features,
             digest_of(features),
             nfe,
+            calls_made,
             time.perf_counter() - started,
             this_hardware(self._device),
         )
         write_unit(path, unit, result, self._fault)
-        return UnitSummary(result.digest, nfe, result.seconds, os.getpid())
+        return UnitSummary(result.digest, nfe, calls_made, result.seconds, os.getpid())
 
-    def _images(self, unit: Unit) -> tuple[UInt8, int]:
-        """The unit's images, and the network calls that each of them cost."""
+    def _images(self, unit: Unit) -> tuple[UInt8, float, float]:
+        """The unit's images, the network calls that each of them counts, and those made."""
         match unit.source:
             case ReferenceSet() as reference:
-                return self._images_of(reference, unit.first, unit.count), 0
+                return self._images_of(reference, unit.first, unit.count), 0, 0
             case Cell() as cell:
+                network = self._network(cell)
                 generated = generate(
-                    self._denoiser(cell.snapshot, cell.track),
+                    network.denoiser,
                     cell.solver,
                     cell.nfe,
-                    schedule=cell.schedule,
                     namespace=cell.namespace,
                     first=unit.first,
                     count=unit.count,
@@ -119,17 +140,19 @@ class SweepWorker:
                     classes=cell.snapshot.classes,
                     batch=cell.batch,
                     labels=cell.labels,
+                    dtype=cell.dtype,
+                    first_calls=network.first_calls_of(cell),
                 )
-                return generated.images, generated.nfe
+                return generated.images, generated.nfe, generated.calls_made
 
-    def _denoiser(self, snapshot: SnapshotRef, track: str) -> Denoiser:
-        key = (snapshot.digest, track)
-        if key not in self._denoisers:
-            if len(self._denoisers) >= NETWORKS_HELD:
-                self._denoisers.popitem(last=False)
-            self._denoisers[key] = self._denoiser_of(snapshot, track)
-        self._denoisers.move_to_end(key)
-        return self._denoisers[key]
+    def _network(self, cell: Cell) -> _Network:
+        key = (cell.snapshot.digest, cell.track)
+        if key not in self._networks:
+            if len(self._networks) >= NETWORKS_HELD:
+                self._networks.popitem(last=False)
+            self._networks[key] = _Network(self._denoiser_of(cell.snapshot, cell.track))
+        self._networks.move_to_end(key)
+        return self._networks[key]
 
 
 def build_worker(

@@ -60,14 +60,17 @@ class UnitResult:
     Args:
         features: float32 [n, D], row i of id first + i.
         digest: SHA-256 of the features.
-        nfe: network calls per image, counted; 0 for a reference set.
+        nfe: network calls per image, counted; 0 for a reference set, the mean over batches for an
+            adaptive solver.
+        calls_made: those that were made: fewer where cells share their first call.
         seconds: time it took.
         hardware: what it was made on.
     """
 
     features: Float32
     digest: str
-    nfe: int
+    nfe: float
+    calls_made: float
     seconds: float
     hardware: Hardware
 
@@ -100,7 +103,12 @@ def write_unit(path: Path, unit: Unit, result: UnitResult, fault: Fault = no_fau
 
     Two writers of one unit write the same features, so it does not matter which rename comes last.
     """
-    made = {"nfe": result.nfe, "seconds": result.seconds, "hardware": asdict(result.hardware)}
+    made = {
+        "nfe": result.nfe,
+        "calls_made": result.calls_made,
+        "seconds": result.seconds,
+        "hardware": asdict(result.hardware),
+    }
     metadata = {"unit": _identity(unit), "digest": result.digest, "made": json.dumps(made)}
     metadata["seal"] = _seal(metadata)
     content = save({"features": np.ascontiguousarray(result.features)}, metadata)
@@ -134,6 +142,8 @@ def read_unit(path: Path, unit: Unit) -> UnitResult | None:
             features,
             metadata["digest"],
             made["nfe"],
+            # Older units shared no calls.
+            made.get("calls_made", made["nfe"]),
             made["seconds"],
             Hardware(**made["hardware"]),
         )

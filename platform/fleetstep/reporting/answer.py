@@ -51,7 +51,7 @@ def grounds(comparison: Comparison) -> str:
         return ""
     cells = {difference.cell for difference in judged}
     cell = judged[0].cell
-    where = f"{cell.solver} with {cell.nfe} network calls, " if len(cells) == 1 else ""
+    where = f"{cell.solver} with {cell.calls} network calls, " if len(cells) == 1 else ""
     return (
         f"Judged in one cell, {where}chosen because {comparison.baseline} scores best there: "
         f"{judged[0].n:,} samples of each run from the same latents, compared in "

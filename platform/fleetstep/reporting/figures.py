@@ -264,7 +264,7 @@ def _forest(
     shown: dict[tuple[str, object], Difference],
 ) -> Panel:
     rows = sweep.paired(run)
-    ticks = tuple((-float(i), f"{d.cell.solver} {d.cell.nfe}") for i, d in enumerate(rows))
+    ticks = tuple((-float(i), f"{d.cell.solver} {d.cell.calls}") for i, d in enumerate(rows))
     points = tuple(
         Point(
             shown[run, d.cell].value,

@@ -77,18 +77,27 @@ class Curve:
 class Cell:
     """Where in a sweep a score stands: two scores of one cell used the same latents in the same
     way.
+
+    Args:
+        nfe: network calls per image; 0 where the solver chooses them itself, so that two runs meet
+            in one cell however many calls each took.
     """
 
     solver: str
     schedule: str
-    nfe: int
+    nfe: float
     labels: str = ""
     ema: str = ""
 
     @property
+    def calls(self) -> str:
+        """The network calls for people: "19" or "adaptive"."""
+        return f"{self.nfe:g}" if self.nfe else "adaptive"
+
+    @property
     def title(self) -> str:
         """For people: "heun, NFE 19"."""
-        return f"{self.solver}, NFE {self.nfe}"
+        return f"{self.solver}, NFE {self.calls}"
 
 
 @dataclass(frozen=True, order=True)
@@ -116,7 +125,8 @@ class Score:
         low: lower end of the 95 % interval.
         high: upper end.
         pseudo_values: one per block; their mean is `value`.
-        nfe: network calls per image, counted by the denoiser.
+        nfe: network calls per image, counted by the denoiser; the mean for an adaptive solver.
+        adaptive: whether the solver chose that number itself.
         versions: software name -> version.
         hardware: what the score was computed on: fact -> text.
     """
@@ -132,7 +142,7 @@ class Score:
     pseudo_values: tuple[float, ...]
     solver: str
     schedule: str
-    nfe: int
+    nfe: float
     checkpoint: str
     run: str
     images_seen: int
@@ -148,11 +158,18 @@ class Score:
     reference_n: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, str] = field(default_factory=dict)
+    adaptive: bool = False
 
     @property
     def cell(self) -> Cell:
         """Solver, schedule, NFE, labels rule and EMA track."""
-        return Cell(self.solver, self.schedule, self.nfe, self.labels, self.ema)
+        nfe = 0 if self.adaptive else self.nfe
+        return Cell(self.solver, self.schedule, nfe, self.labels, self.ema)
+
+    @property
+    def calls(self) -> str:
+        """The network calls that were asked for: "19" or "adaptive"."""
+        return self.cell.calls
 
     @property
     def protocol(self) -> Protocol:
@@ -193,6 +210,7 @@ class Score:
                 reference_n=int(record.get("reference_n", 0)),
                 versions=_texts(record.get("versions", {})),
                 hardware=_texts(record.get("hardware", {})),
+                adaptive=bool(record.get("adaptive", False)),
             )
         except KeyError as error:
             raise ComparisonError(
@@ -207,8 +225,8 @@ class Score:
             ) from error
 
 
-_VALUES = ("value", "raw", "se", "low", "high")
-_COUNTS = ("n", "blocks", "nfe", "images_seen")
+_VALUES = ("value", "raw", "se", "low", "high", "nfe")
+_COUNTS = ("n", "blocks", "images_seen")
 _TEXTS = (
     "metric",
     "solver",

@@ -28,7 +28,7 @@ _MUST_AGREE = {
     "quantisation": "the quantisation",
     "solver": "the solver",
     "schedule": "the schedule",
-    "nfe": "the number of network calls",
+    "calls": "the number of network calls",
     "labels": "the labels rule",
 }
 

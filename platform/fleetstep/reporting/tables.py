@@ -5,6 +5,9 @@ Names go through `Text`, never through console markup: a run called "[red]x" sta
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rich.table import Table
 from rich.text import Text
 
@@ -61,8 +64,41 @@ def sweep_table(sweep: Sweep) -> Table:
         if previous not in ("", cell.solver):
             table.add_section()
         previous = cell.solver
-        table.add_row(Text(cell.solver), str(cell.nfe), *_values(sweep, cell))
+        table.add_row(Text(cell.solver), cell.calls, *_values(sweep, cell))
     return table
+
+
+def solver_table(entries: Sequence[Mapping[str, Any]]) -> Table:
+    """Every solver with the facts it declares, one record each; "-" where there is none.
+
+    80 columns.
+    """
+    aliases = (f"{name} is {entry['kind']}" for entry in entries for name in entry["aliases"])
+    table = Table(
+        title="Solvers, each at its default settings; --json names the settings",
+        caption=f"Other names, for some of their settings: {', '.join(aliases)}",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("kind", "order", "calls", "", "schedule", "NFE"):
+        table.add_column(name, justify="right" if name in ("order", "calls") else "left")
+    for entry in entries:
+        table.add_row(
+            Text(entry["kind"], no_wrap=True),
+            _or_dash(entry["order"]),
+            _or_dash(entry["evaluations"]),
+            Text("" if entry["nature"] == "deterministic" else entry["nature"]),
+            Text(entry["schedule"] or "-"),
+            Text(f"{', '.join(map(str, entry['nfe'][:3]))} ..." if entry["nfe"] else "-"),
+        )
+    return table
+
+
+def _or_dash(value: int | None) -> Text:
+    return Text("-" if value is None else str(value))
 
 
 def config_table(comparison: Comparison) -> Table:

@@ -99,7 +99,7 @@ def metric_card(protocol: Protocol, extractor: str) -> str:
 def verdict_text(run: str, baseline: str, difference: Difference, metric: str) -> str:
     """One sentence on one cell, which never claims more than the interval."""
     where = (
-        f"at {difference.cell.solver} with {difference.cell.nfe} network calls "
+        f"at {difference.cell.solver} with {difference.cell.calls} network calls "
         f"(n = {difference.n:,}, {difference.blocks} blocks, same latents)"
     )
     interval = interval_text(difference)

@@ -1,28 +1,39 @@
 """One trajectory: a solver carries a batch down the levels of a schedule, and calls are counted.
 
-Legend: B batch, C channels, H W pixels, N points of a schedule.
+Legend: B batch, C channels, H W pixels, c h w bottleneck, N points of a schedule.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fleetstep.errors import SamplingError
+from fleetstep.errors import NonFiniteError, SamplingError
 from fleetstep.sampling.guidance import calls_per_evaluation
-from fleetstep.sampling.schedules import sigmas
+from fleetstep.sampling.nodes import nodes
 from fleetstep.sampling.solvers.build import build_step
-from fleetstep.sampling.solvers.step import Denoise, State
-from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, ScheduleSpec, SolverSpec
+from fleetstep.sampling.solvers.rk45 import integrate
+from fleetstep.sampling.solvers.step import Level, Problem, State, Step
+from fleetstep.sampling.spec import (
+    SIGMA_MAX,
+    SIGMA_MIN,
+    Rk45Spec,
+    SolverSpec,
+)
+from fleetstep.sampling.thresholding import thresholded
 
 # A level may miss the end of the denoiser's range by the rounding of a list that was written down
 # or computed elsewhere.
 _RANGE_TOLERANCE = 1e-9
+
+Noise = Callable[[int], Tensor]
+"""k -> the trajectory's k-th standard normal noise, [B, C, H, W]."""
 
 
 class Denoiser(Protocol):
@@ -41,7 +52,32 @@ class Denoiser(Protocol):
         """Highest noise level the network knows."""
 
     def __call__(self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None, /) -> Tensor:
-        """D_BCHW in the dtype of x; sigma_B is float64, labels_B int64 or None."""
+        """D at float64 levels sigma_B, in the dtype of x."""
+
+
+@runtime_checkable
+class FeatureDenoiser(Denoiser, Protocol):
+    """A denoiser whose network declares bottleneck features; learned solvers need one."""
+
+    def with_features(
+        self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None, /
+    ) -> tuple[Tensor, Tensor]:
+        """D, and the features [B, c, h, w] of the same call."""
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """D(x_T; sigma_T) of a batch, made once for all deterministic cells that start there.
+
+    Args:
+        sigma: the level sigma_T.
+        denoised_BCHW: D, in the dtype of the state.
+        features: bottleneck features of the same call; None unless they were asked for.
+    """
+
+    sigma: float
+    denoised_BCHW: Tensor
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +86,7 @@ class Result:
 
     Args:
         x_BCHW: the images, in the state's dtype.
-        nfe: network calls per image, counted by the denoiser.
+        nfe: network calls per image, counted by the denoiser; a first call that was given counts.
         sigmas: the levels passed, float64, with the zero at the end if the solver goes there.
         trace: the image at every one of `sigmas`, the first being x_T; None unless asked for.
     """
@@ -61,20 +97,33 @@ class Result:
     trace: tuple[Tensor, ...] | None = None
 
 
-def levels_for(
-    denoiser: Denoiser, solver: SolverSpec, nfe: int, schedule: ScheduleSpec | None = None
-) -> Tensor:
-    """The positive levels on which `solver` makes exactly `nfe` calls: float64 [N], descending.
+def levels_for(denoiser: Denoiser, solver: SolverSpec, nfe: int | None) -> Tensor:
+    """The levels on which `solver` makes exactly `nfe` calls: float64, descending.
 
     The calls are the network's, of which a guided denoiser makes two at a time. The range is
-    [0.002, 80] cut to what the denoiser knows; `schedule` None is the solver's own default.
+    [0.002, 80] cut to what the denoiser knows, unless the schedule has levels of its own. A zero
+    follows the positive levels where solver or schedule ends there.
+
+    Args:
+        denoiser: what will be sampled.
+        solver: with its schedule.
+        nfe: network calls per image; None for a solver that chooses them itself, which gets the
+            two ends of the range.
 
     Raises:
         SamplingError: if `nfe` cannot be reached, or the ranges do not overlap.
     """
     low, high = max(SIGMA_MIN, denoiser.sigma_min), min(SIGMA_MAX, denoiser.sigma_max)
+    if nfe is None:
+        if not solver.adaptive:
+            raise SamplingError(
+                f"{solver.label} needs a number of network calls, got none",
+                "give nfe; only rk45 chooses its own",
+            )
+        return torch.tensor([high, low], dtype=torch.float64)
     points = solver.points_for(nfe, calls_per_evaluation(denoiser))
-    return sigmas(schedule or solver.default_schedule, points, low, high)
+    levels = nodes(solver, points, low, high)
+    return torch.cat((levels, levels.new_zeros(1))) if solver.ends_at_zero else levels
 
 
 def sample(
@@ -84,6 +133,8 @@ def sample(
     x_T: Tensor,
     labels: Tensor | None = None,
     *,
+    noise: Noise | None = None,
+    first_call: FirstCall | None = None,
     dtype: torch.dtype = torch.float64,
     trace: bool = False,
 ) -> Result:
@@ -95,72 +146,305 @@ def sample(
     Args:
         denoiser: see `Denoiser`.
         solver: which solver.
-        sigmas: positive levels, [N], strictly descending; a solver that ends at zero adds the zero
-            itself.
+        sigmas: strictly descending levels, positive but for the last, which may be zero; a solver
+            that ends at zero adds it if it is missing.
         x_T: images at level sigmas[0], that is sigmas[0] times standard normal noise;
             [B, C, H, W].
         labels: int64 class ids [B], or None.
+        noise: what a stochastic solver draws; others ignore it.
+        first_call: the first evaluation, if it was made already; for deterministic solvers.
         dtype: of the state; the network's precision is its own affair.
         trace: keep the image at every level.
 
     Raises:
         SamplingError: if the levels do not descend, leave the denoiser's range, the labels do not
-            match the batch, or the counted calls are not the declared ones.
+            match the batch, a stochastic solver has no noise, a first call is of another level or
+            for a stochastic solver, or the counted calls are not the declared ones.
+        NonFiniteError: if the image is not finite; it names the step and the level of the first
+            network output that was not.
     """
     levels = [float(level) for level in sigmas]
+    if solver.goes_to_zero and levels and levels[-1] != 0:
+        levels.append(0.0)
     _check_levels(levels, denoiser)
+    _check_inputs(solver, levels, x_T, labels, noise, first_call)
+    walk = _Walk(denoiser, labels, noise, solver, first_call)
+    counted_before = denoiser.nfe
+    x_T = x_T.to(dtype)
+    if isinstance(solver, Rk45Spec):
+        return _adaptive(walk, solver, levels, x_T, trace)
+
+    step = build_step(solver, levels)
+    visited, state = _walked(step, walk, State(0, x_T), len(levels) - 1, keep=trace)
+    x_BCHW = state.x_BCHW
+    if solver.denoise_to_zero:
+        x_BCHW = walk.denoise(x_BCHW, levels[-1])
+        levels.append(0.0)
+        visited.append(x_BCHW)
+    counted = denoiser.nfe - counted_before + walk.calls_given
+    if not bool(torch.isfinite(x_BCHW).all()):
+        steps = levels[:-1] if solver.denoise_to_zero else levels
+        _raise_where(step, walk.again(), State(0, x_T), steps, x_BCHW)
+    positive = sum(level > 0 for level in levels)
+    declared = solver.nfe_for(
+        positive,
+        calls_per_evaluation(denoiser),
+        to_zero=levels[-1] == 0 and not solver.denoise_to_zero,
+    )
+    if counted != declared:
+        raise SamplingError(
+            f"{solver.label} declares {declared} network calls on {positive} points, "
+            f"the denoiser counted {counted}",
+            "a denoiser adds one to `nfe` in each call, and a solver declares what it calls",
+        )
+    passed = torch.tensor(levels, dtype=torch.float64)
+    return Result(x_BCHW, counted, passed, tuple(visited) if trace else None)
+
+
+def first_call_of(
+    denoiser: Denoiser,
+    solver: SolverSpec,
+    sigma: float,
+    x_T: Tensor,
+    labels: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> FirstCall:
+    """The evaluation that every deterministic solver makes first, for `sample` to reuse.
+
+    The features of the call are kept for a learned `solver`, which alone reads them; D is before
+    thresholding, so solvers that threshold and solvers that do not share it.
+    """
+    walk = _Walk(denoiser, labels, None, None, None)
+    x_T = x_T.to(dtype)
+    if solver.learned:
+        denoised_BCHW, features = walk.denoise_with_features(x_T, sigma)
+        return FirstCall(sigma, denoised_BCHW, features)
+    return FirstCall(sigma, walk.denoise(x_T, sigma))
+
+
+def _walked(
+    step: Step, problem: Problem, state: State, steps: int, *, keep: bool
+) -> tuple[list[Tensor], State]:
+    """The images passed (only the first unless `keep`), and the last state."""
+    visited = [state.x_BCHW]
+    for _ in range(steps):
+        state = step(problem, state)
+        if keep:
+            visited.append(state.x_BCHW)
+    return visited, state
+
+
+def _adaptive(
+    walk: _Walk, solver: Rk45Spec, levels: list[float], x_T: Tensor, trace: bool
+) -> Result:
+    before = walk.denoiser.nfe
+    visited = integrate(walk, solver, levels, x_T)
+    if solver.denoise_to_zero:
+        visited.append(walk.denoise(visited[-1], levels[-1]))
+        levels.append(0.0)
+    counted = walk.denoiser.nfe - before
+    if not bool(torch.isfinite(visited[-1]).all()):
+        raise NonFiniteError(
+            f"{solver.label} reached an image that is not finite between {levels[0]:g} and "
+            f"{levels[-1]:g}",
+            "suspect weights or precision: look at the run's losses, or use a float32 network",
+            int(_not_finite(visited[-1]).nonzero()[0, 0]),
+        )
+    passed = torch.tensor(levels, dtype=torch.float64)
+    return Result(visited[-1], counted, passed, tuple(visited) if trace else None)
+
+
+class _Walk:
+    """The problem of one trajectory: labels, noise, and what the first evaluation is."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        labels_B: Tensor | None,
+        noise: Noise | None,
+        solver: SolverSpec | None,
+        first_call: FirstCall | None,
+    ) -> None:
+        self.denoiser, self._labels_B, self._noise = denoiser, labels_B, noise
+        self._analytical = solver is not None and solver.starts_analytically
+        self._thresholding = None if solver is None else solver.chosen_thresholding
+        self._solver, self._given, self._first_is_due = solver, first_call, True
+        self.calls_given = 0
+        """Calls per image that the first call stands for and this walk did not make."""
+
+    def again(self) -> _Walk:
+        """The same problem from its beginning."""
+        return _Walk(self.denoiser, self._labels_B, self._noise, self._solver, self._given)
+
+    def denoise(self, x_BCHW: Tensor, sigma: Level) -> Tensor:
+        return self._evaluate(x_BCHW, sigma, features=False)[0]
+
+    def denoise_with_features(self, x_BCHW: Tensor, sigma: Level) -> tuple[Tensor, Tensor | None]:
+        return self._evaluate(x_BCHW, sigma, features=True)
+
+    def noise(self, k: int) -> Tensor:
+        assert self._noise is not None, "checked before the walk"
+        return self._noise(k)
+
+    def _evaluate(
+        self, x_BCHW: Tensor, sigma: Level, *, features: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        first, self._first_is_due = self._first_is_due, False
+        if first and self._analytical:
+            denoised_BCHW, found = analytical(x_BCHW, sigma), None
+        elif first and self._given is not None and not (features and self._given.features is None):
+            denoised_BCHW, found = self._given.denoised_BCHW, self._given.features
+            self.calls_given = calls_per_evaluation(self.denoiser)
+        else:
+            denoised_BCHW, found = self._call(x_BCHW, sigma, features)
+        if self._thresholding is not None:
+            denoised_BCHW = thresholded(denoised_BCHW, self._thresholding)
+        return denoised_BCHW, found
+
+    def _call(self, x_BCHW: Tensor, sigma: Level, features: bool) -> tuple[Tensor, Tensor | None]:
+        sigma_B = per_image(sigma, x_BCHW)
+        if not features:
+            return self.denoiser(x_BCHW, sigma_B, self._labels_B), None
+        if not isinstance(self.denoiser, FeatureDenoiser):
+            raise SamplingError(
+                "a learned solver reads the network's bottleneck features, and this denoiser "
+                "declares none",
+                "use a network of this package, or give the denoiser a method with_features",
+            )
+        return self.denoiser.with_features(x_BCHW, sigma_B, self._labels_B)
+
+
+def analytical(x_BCHW: Tensor, sigma: Level) -> Tensor:
+    """D from eps = x / sqrt(1 + sigma^2): exact for data of unit variance (AFS)."""
+    if isinstance(sigma, Tensor):
+        ratio: Level = (sigma / torch.hypot(sigma, torch.ones_like(sigma))).to(x_BCHW.dtype)
+    else:
+        ratio = sigma / math.hypot(1.0, sigma)
+    return x_BCHW - ratio * x_BCHW
+
+
+def per_image(sigma: Level, x_BCHW: Tensor) -> Tensor:
+    """The level of each image, float64 [B], on x's device."""
+    if isinstance(sigma, Tensor):
+        return sigma.double().reshape(-1).expand(len(x_BCHW))
+    return torch.full(x_BCHW.shape[:1], sigma, dtype=torch.float64, device=x_BCHW.device)
+
+
+def _not_finite(x_BCHW: Tensor) -> Tensor:
+    """Which images hold a number that is not finite: bool [B]."""
+    return ~torch.isfinite(x_BCHW).flatten(1).all(dim=1)
+
+
+class _Checked:
+    """A problem that says where an output is not finite."""
+
+    def __init__(self, problem: Problem, where: str) -> None:
+        self._problem, self._where = problem, where
+
+    def denoise(self, x_BCHW: Tensor, sigma: Level) -> Tensor:
+        return self._sound(self._problem.denoise(x_BCHW, sigma), sigma)
+
+    def denoise_with_features(self, x_BCHW: Tensor, sigma: Level) -> tuple[Tensor, Tensor | None]:
+        denoised_BCHW, features = self._problem.denoise_with_features(x_BCHW, sigma)
+        return self._sound(denoised_BCHW, sigma), features
+
+    def noise(self, k: int) -> Tensor:
+        return self._problem.noise(k)
+
+    def _sound(self, denoised_BCHW: Tensor, sigma: Level) -> Tensor:
+        bad_B = _not_finite(denoised_BCHW)
+        if bool(bad_B.any()):
+            image = int(bad_B.nonzero()[0, 0])
+            level = float(sigma.reshape(-1)[image]) if isinstance(sigma, Tensor) else sigma
+            raise NonFiniteError(
+                f"the network's output is not finite at sigma = {level:g}, in {self._where}, for "
+                f"{int(bad_B.sum())} of {len(denoised_BCHW)} images of the batch (first: {image})",
+                "suspect weights or precision: look at the run's losses, or use a float32 network",
+                image,
+            )
+        return denoised_BCHW
+
+
+def _raise_where(
+    step: Step, problem: Problem, state: State, levels: list[float], end_BCHW: Tensor
+) -> None:
+    """Walk again, looking at every output: looking each time would wait for the device.
+
+    Raises:
+        NonFiniteError: always; if all outputs are finite, it names the step that overflowed.
+    """
+    for i, (before, after) in enumerate(pairwise(levels)):
+        where = f"step {i + 1} of {len(levels) - 1} ({before:g} to {after:g})"
+        state = step(_Checked(problem, where), state)
+        if not bool(torch.isfinite(state.x_BCHW).all()):
+            raise NonFiniteError(
+                f"the image is not finite after {where}, and the network's outputs are",
+                "use more network calls or a schedule with smaller steps",
+                int(_not_finite(state.x_BCHW).nonzero()[0, 0]),
+            )
+    raise NonFiniteError(
+        f"the image is not finite after the last of {len(levels) - 1} steps, at sigma = "
+        f"{levels[-1]:g}; every step is finite when walked again",
+        "suspect the call that denoises at the end, or a network that is not deterministic",
+        int(_not_finite(end_BCHW).nonzero()[0, 0]),
+    )
+
+
+def _check_levels(levels: list[float], denoiser: Denoiser) -> None:
+    positive = levels[:-1] if levels and levels[-1] == 0 else levels
+    descending = all(before > after for before, after in pairwise(levels))
+    if not positive or not descending or not 0 < positive[-1] <= positive[0] < math.inf:
+        shown = ", ".join(f"{level:g}" for level in levels)
+        raise SamplingError(
+            "levels must be positive (the last may be zero), finite and strictly descending, got "
+            f"[{shown}]",
+            "take them from `levels_for`; a solver that ends at zero adds the zero itself",
+        )
+    low = denoiser.sigma_min * (1 - _RANGE_TOLERANCE)
+    high = denoiser.sigma_max * (1 + _RANGE_TOLERANCE)
+    if positive[-1] < low or positive[0] > high:
+        raise SamplingError(
+            f"levels from {positive[0]:g} to {positive[-1]:g} leave the range "
+            f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}] that the network was trained on",
+            "take the levels from `levels_for`, which cuts them to the denoiser's range, or a "
+            "schedule that spans the range",
+        )
+
+
+def _check_inputs(
+    solver: SolverSpec,
+    levels: list[float],
+    x_T: Tensor,
+    labels: Tensor | None,
+    noise: Noise | None,
+    first_call: FirstCall | None,
+) -> None:
     if labels is not None and labels.shape != x_T.shape[:1]:
         raise SamplingError(
             f"one label per image is needed: got shape {tuple(labels.shape)}, {len(x_T)} images",
             "pass int64 class ids of shape [B]",
         )
-    declared = solver.nfe_for(len(levels), calls_per_evaluation(denoiser))
-    counted_before = denoiser.nfe
-    if solver.ends_at_zero:
-        levels.append(0.0)
-
-    state = State(0, x_T.to(dtype))
-    visited = [state.x_BCHW]
-    step, denoise = build_step(solver, levels), _bound(denoiser, labels)
-    for _ in range(len(levels) - 1):
-        state = step(denoise, state)
-        if trace:
-            visited.append(state.x_BCHW)
-
-    counted = denoiser.nfe - counted_before
-    if counted != declared:
+    if solver.stochastic and noise is None:
         raise SamplingError(
-            f"{solver.label} declares {declared} network calls on {len(sigmas)} points, "
-            f"the denoiser counted {counted}",
-            "a denoiser adds one to `nfe` in each call, and a solver declares what it calls",
+            f"{solver.label} draws noise, and was given none",
+            "pass noise=, a function from k to standard normal noise of the images' shape",
         )
-    passed = torch.tensor(levels, dtype=torch.float64)
-    return Result(state.x_BCHW, counted, passed, tuple(visited) if trace else None)
-
-
-def _bound(denoiser: Denoiser, labels: Tensor | None) -> Denoise:
-    """The denoiser at one level for the whole batch, with its labels."""
-
-    def denoise(x_BCHW: Tensor, sigma: float) -> Tensor:
-        sigma_B = torch.full(x_BCHW.shape[:1], sigma, dtype=torch.float64, device=x_BCHW.device)
-        return denoiser(x_BCHW, sigma_B, labels)
-
-    return denoise
-
-
-def _check_levels(levels: list[float], denoiser: Denoiser) -> None:
-    descending = all(before > after for before, after in pairwise(levels))
-    if not levels or not descending or not 0 < levels[-1] <= levels[0] < math.inf:
-        shown = ", ".join(f"{level:g}" for level in levels)
+    if solver.denoise_to_zero and levels[-1] == 0:
         raise SamplingError(
-            f"levels must be positive, finite and strictly descending, got [{shown}]",
-            "take them from `levels_for`; a solver that ends at zero adds the zero itself",
+            "denoise_to_zero: the levels already end at zero", "use denoise_to_zero: false"
         )
-    low = denoiser.sigma_min * (1 - _RANGE_TOLERANCE)
-    high = denoiser.sigma_max * (1 + _RANGE_TOLERANCE)
-    if levels[-1] < low or levels[0] > high:
+    if first_call is None:
+        return
+    if solver.stochastic or solver.adaptive:
         raise SamplingError(
-            f"levels from {levels[0]:g} to {levels[-1]:g} leave the range "
-            f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}] that the network was trained on",
-            "take the levels from `levels_for`, which cuts them to the denoiser's range",
+            f"{solver.label} does not start with D(x_T): a first call cannot be shared with it",
+            "leave first_call out",
+        )
+    if first_call.sigma != levels[0] or first_call.denoised_BCHW.shape != x_T.shape:
+        raise SamplingError(
+            f"the first call given is at sigma = {first_call.sigma:g} for "
+            f"{tuple(first_call.denoised_BCHW.shape)}, not at {levels[0]:g} for "
+            f"{tuple(x_T.shape)}",
+            "give the call of this batch and these levels, see first_call_of",
         )

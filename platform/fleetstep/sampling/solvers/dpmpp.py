@@ -1,36 +1,50 @@
-"""DPM-Solver++: exponential integrators on the denoised image D (Lu et al. 2022b)."""
+"""DPM-Solver(++) multistep (Lu et al. 2022, 2022b)."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fleetstep.sampling.solvers.step import Denoise, Levels, State, Step, weighted_sum
+from torch import Tensor
+
+from fleetstep.sampling.solvers.arithmetic import is_zero
+from fleetstep.sampling.solvers.exponential import (
+    bracket,
+    crossing,
+    output_of,
+    rising_order,
+    to_zero,
+)
+from fleetstep.sampling.solvers.linear import Weights
+from fleetstep.sampling.solvers.step import Level, Problem
+from fleetstep.sampling.spec import DpmppSpec
 
 
-def _weights(levels: Levels, i: int) -> tuple[float, ...]:
-    """Weights of (x, D_i[, D_{i-1}]) in the step from level i (Algorithm 2 with alpha = 1).
+@dataclass(frozen=True)
+class DpmppRule:
+    """One call a step; the order rises with the history (Lu et al. 2022b, Algorithm 2).
 
-    x' = (s'/s) x - expm1(-h) [D_i + (D_i - D_{i-1}) / (2 r)], h = log(s/s'), r = (previous h) / h.
-    The first step has no D_{i-1}; the last is first order as well ("lower_order_final"), where
-    extrapolation harms.
+    The terms of its weights are the whole bracket with its sign: x' = lead x - scale [...].
     """
-    before, after = levels[i], levels[i + 1]
-    h = math.log(before / after)
-    lead, rest = after / before, -math.expm1(-h)
-    if i == 0 or i == len(levels) - 2:
-        return lead, rest
-    r = math.log(levels[i - 1] / before) / h
-    return lead, rest * (1 + 0.5 / r), -rest * 0.5 / r
 
+    spec: DpmppSpec
 
-def dpmpp_2m(levels: Levels) -> Step:
-    """Multistep of second order with data prediction: one call a step, one remembered D."""
-    table = [_weights(levels, i) for i in range(len(levels) - 1)]
+    @property
+    def memory(self) -> int:
+        """All but the newest output."""
+        return self.spec.order - 1
 
-    def step(denoise: Denoise, state: State) -> State:
-        weights = table[state.i]
-        denoised_BCHW = denoise(state.x_BCHW, levels[state.i])
-        terms = (state.x_BCHW, denoised_BCHW, *state.history)
-        return State(state.i + 1, weighted_sum(weights, terms[: len(weights)]), (denoised_BCHW,))
+    def output(self, problem: Problem, x_BCHW: Tensor, sigma: Level) -> Tensor:
+        """D, or eps with prediction "noise"; [B, C, H, W]."""
+        return output_of(problem, x_BCHW, sigma, self.spec.prediction)
 
-    return step
+    def weights(self, after: Level, levels: Sequence[Level], position: int, steps: int) -> Weights:
+        """See `bracket`; a step to zero is of first order."""
+        spec = self.spec
+        if is_zero(after):
+            return to_zero(levels[0], spec.prediction)
+        left = steps - position if spec.lower_order_final else None
+        order = rising_order(spec.order, len(levels), left)
+        h, z, lead, scale = crossing(levels[0], after, spec.prediction)
+        inside = bracket(z, h, levels, order, spec.variant, spec.d2_factor)
+        return Weights(lead, tuple(-scale * weight for weight in inside))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fleetstep.sampling.solvers.step import Denoise, Levels, State, Step, slope
+from fleetstep.sampling.solvers.linear import EpsOutput, Weights
+from fleetstep.sampling.solvers.step import Level
 
 
-def euler(levels: Levels) -> Step:
+@dataclass(frozen=True)
+class EulerRule(EpsOutput):
     """First order, one call a step: x' = x + (s' - s) eps(x, s)."""
-    widths = [after - before for before, after in pairwise(levels)]
 
-    def step(denoise: Denoise, state: State) -> State:
-        eps_BCHW = slope(denoise, state.x_BCHW, levels[state.i])
-        return State(state.i + 1, state.x_BCHW + widths[state.i] * eps_BCHW)
+    memory: int = 0
 
-    return step
+    def weights(self, after: Level, levels: Sequence[Level], position: int, steps: int) -> Weights:
+        """The width of the step."""
+        return Weights(None, (after - levels[0],))

@@ -1,0 +1,1 @@
+"""AMED: learned intermediate levels and directions (Zhou et al. 2024)."""

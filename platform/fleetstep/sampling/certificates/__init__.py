@@ -1,0 +1,1 @@
+"""Measured proof of what the solvers declare, on data whose denoiser is known in closed form."""
