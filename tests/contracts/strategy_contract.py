@@ -173,8 +173,8 @@ class StrategyContract:
         if EdmSpec() not in self.processes:
             return
         narrow = build(EdmSpec(sigma_min=low, sigma_max=high), spec)
-        walked = levels_for(narrow.denoiser(torch.nn.Identity()), HeunSpec(), 9)
-        assert (walked[0].item(), walked[-1].item()) == (min(high, 80), max(low, 0.002))
+        *walked, zero = levels_for(narrow.denoiser(torch.nn.Identity()), HeunSpec(), 9).tolist()
+        assert (walked[0], walked[-1], zero) == (min(high, 80), max(low, 0.002), 0)
         u = torch.tensor([1e-3, 0.5, 1 - 1e-3], dtype=torch.float64)
         wide = build(EdmSpec(), spec)
         assert torch.equal(narrow.levels(u, 0, 0), wide.levels(u, 0, 0))
