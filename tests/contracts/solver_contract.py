@@ -12,18 +12,13 @@ from torch import Tensor
 
 from contracts.exact_denoisers import Mixture, PointMass, golden_latents, mixture
 from fleetstep.errors import NonFiniteError, SamplingError
+from fleetstep.sampling.denoiser import per_image
 from fleetstep.sampling.nodes import nodes
 from fleetstep.sampling.solvers.build import build_step
 from fleetstep.sampling.solvers.step import State
 from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, LogSnrSpec, SolverSpec
-from fleetstep.sampling.trajectory import (
-    Result,
-    analytical,
-    first_call_of,
-    levels_for,
-    per_image,
-    sample,
-)
+from fleetstep.sampling.trajectory import Result, first_call_of, levels_for, sample
+from fleetstep.sampling.walk import analytical
 from solver_goldens import truth
 
 IMAGES = 7
@@ -32,10 +27,13 @@ MU = torch.tensor([0.3, -0.7], dtype=torch.float64)[:, None, None]
 
 
 class Slice:
-    """The noise of images first, first + 1, ...: every batch reads one table by sample."""
+    """The noise of images first, first + 1, ...: every batch reads one table by sample.
 
-    def __init__(self, first: int, count: int, dtype: torch.dtype = torch.float64) -> None:
-        self.noises, self.asked = NOISES[:, first : first + count].to(dtype), set[int]()
+    It is float64, whatever the state is.
+    """
+
+    def __init__(self, first: int, count: int) -> None:
+        self.noises, self.asked = NOISES[:, first : first + count], set[int]()
 
     def __call__(self, k: int) -> Tensor:
         self.asked.add(k)
@@ -98,7 +96,7 @@ class SolverContract:
     def drawn(self, points: int, x_T: Tensor | None = None, first: int = 0, **options) -> Result:
         """The golden problem on `points` levels."""
         x_T = golden_latents() if x_T is None else x_T
-        noise = Slice(first, len(x_T), options.get("dtype", torch.float64))
+        noise = Slice(first, len(x_T))
         denoiser = options.pop("denoiser", None) or mixture()
         return sample(denoiser, self.solver, self.levels(points), x_T, noise=noise, **options)
 

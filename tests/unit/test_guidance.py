@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from contracts.exact_denoisers import Mixture, golden_latents
 from fleetstep.errors import SamplingError
+from fleetstep.sampling.denoiser import FeatureDenoiser
 from fleetstep.sampling.generate import generate
 from fleetstep.sampling.guidance import Guided
 from fleetstep.sampling.spec import (
@@ -24,7 +25,7 @@ from fleetstep.sampling.spec import (
     SolverSpec,
     ThresholdingSpec,
 )
-from fleetstep.sampling.trajectory import FeatureDenoiser, levels_for, sample
+from fleetstep.sampling.trajectory import levels_for, sample
 from solver_goldens import assert_golden, exact_denoiser, latents, levels_of, reference
 
 SOLVERS = [EulerSpec(), HeunSpec(), IpndmSpec(), DpmppSpec()]

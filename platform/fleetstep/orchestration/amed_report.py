@@ -20,6 +20,7 @@ from fleetstep.config import AmedEvaluationSpec
 from fleetstep.reporting.amed import Contender, Spread
 from fleetstep.sampling.amed.files import load_predictor
 from fleetstep.sampling.amed.latents import training_latents
+from fleetstep.sampling.denoiser import Denoiser, FeatureDenoiser
 from fleetstep.sampling.guidance import Guided, calls_per_evaluation
 from fleetstep.sampling.schedules import sigmas
 from fleetstep.sampling.spec import (
@@ -32,7 +33,7 @@ from fleetstep.sampling.spec import (
     SolverSpec,
 )
 from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
-from fleetstep.sampling.trajectory import Denoiser, FeatureDenoiser, sample
+from fleetstep.sampling.trajectory import sample
 from fleetstep.training.group import Group
 
 _LEARNED = ("r", "c", "a")

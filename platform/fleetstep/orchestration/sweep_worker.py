@@ -30,9 +30,9 @@ from fleetstep.orchestration.units import (
     this_hardware,
     write_unit,
 )
+from fleetstep.sampling.denoiser import Denoiser
 from fleetstep.sampling.first_calls import FirstCalls
 from fleetstep.sampling.generate import generate
-from fleetstep.sampling.trajectory import Denoiser
 
 UInt8 = npt.NDArray[np.uint8]
 

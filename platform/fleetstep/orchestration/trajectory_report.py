@@ -22,10 +22,11 @@ from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
 from fleetstep.orchestration.sweep_plan import SnapshotRef
 from fleetstep.reporting.geometry_plots import Band, Search, View, write_alignment, write_geometry
 from fleetstep.sampling.alignment import Alignment, align
+from fleetstep.sampling.denoiser import Denoiser
 from fleetstep.sampling.generate import labels_of, latents
 from fleetstep.sampling.geometry import COMPONENTS, Geometry, geometry, unit_variance
 from fleetstep.sampling.spec import AmedStudentSpec, Dpm2Spec, HeunAbSpec
-from fleetstep.sampling.trajectory import Denoiser, levels_for, sample
+from fleetstep.sampling.trajectory import levels_for, sample
 
 ALIGNED_STEPS: Final = 5
 """Steps of the coarse trajectory, as in AMED's Fig. 5."""

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fleetstep.sampling.amed.plugin import plugin_step
 from fleetstep.sampling.amed.predictor import Learned
+from fleetstep.sampling.denoiser import Denoiser, per_image
 from fleetstep.sampling.solvers.step import Level, State
 from fleetstep.sampling.spec import StudentSpec
-from fleetstep.sampling.trajectory import Denoiser, per_image
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import torch
 
 from fleetstep.sampling.spec import SolverSpec
-from fleetstep.sampling.trajectory import FirstCall
+from fleetstep.sampling.walk import FirstCall
 
 FIRST_CALLS_BYTES: Final = 64 << 20
 """Most that one `FirstCalls` keeps: 26 batches of 100 CIFAR-10 images in float64."""

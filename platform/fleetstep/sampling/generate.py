@@ -20,17 +20,12 @@ from torch import Tensor, nn
 
 from fleetstep import rng
 from fleetstep.errors import NonFiniteError, SamplingError
+from fleetstep.sampling.denoiser import Denoiser
 from fleetstep.sampling.first_calls import FirstCallKey, FirstCalls, shares_first_call
 from fleetstep.sampling.guidance import Guided
 from fleetstep.sampling.spec import GuidanceSpec, SolverSpec
-from fleetstep.sampling.trajectory import (
-    Denoiser,
-    FirstCall,
-    Result,
-    first_call_of,
-    levels_for,
-    sample,
-)
+from fleetstep.sampling.trajectory import Result, first_call_of, levels_for, sample
+from fleetstep.sampling.walk import FirstCall
 
 LabelRule = Literal["random", "balanced"]
 StateDtype = Literal["float64", "float32"]

@@ -14,7 +14,7 @@ from fleetstep.errors import SamplingError
 from fleetstep.sampling.spec import GuidanceSpec
 
 if TYPE_CHECKING:
-    from fleetstep.sampling.trajectory import Denoiser, FeatureDenoiser
+    from fleetstep.sampling.denoiser import Denoiser, FeatureDenoiser
 
 _NO_CLASS = -1
 _FIRST_CHANNELS = 3

@@ -1,83 +1,36 @@
 """One trajectory: a solver carries a batch down the levels of a schedule, and calls are counted.
 
-Legend: B batch, C channels, H W pixels, c h w bottleneck, N points of a schedule.
+Legend: B batch, C channels, H W pixels, N points of a schedule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fleetstep.errors import NonFiniteError, SamplingError
+from fleetstep.sampling.denoiser import Denoiser
 from fleetstep.sampling.guidance import calls_per_evaluation
 from fleetstep.sampling.nodes import nodes
+from fleetstep.sampling.non_finite import not_finite, raise_where
 from fleetstep.sampling.solvers.build import build_step
 from fleetstep.sampling.solvers.rk45 import integrate
-from fleetstep.sampling.solvers.step import Level, Problem, State, Step
+from fleetstep.sampling.solvers.step import Problem, State, Step
 from fleetstep.sampling.spec import (
     SIGMA_MAX,
     SIGMA_MIN,
     Rk45Spec,
     SolverSpec,
 )
-from fleetstep.sampling.thresholding import thresholded
+from fleetstep.sampling.walk import FirstCall, Noise, Walk
 
 # A level may miss the end of the denoiser's range by the rounding of a list that was written down
 # or computed elsewhere.
 _RANGE_TOLERANCE = 1e-9
-
-Noise = Callable[[int], Tensor]
-"""k -> the trajectory's k-th standard normal noise, [B, C, H, W]."""
-
-
-class Denoiser(Protocol):
-    """What a solver samples from: D(x; sigma), the expected clean image; it counts its calls."""
-
-    @property
-    def nfe(self) -> int:
-        """Network calls per image made so far."""
-
-    @property
-    def sigma_min(self) -> float:
-        """Lowest noise level the network knows."""
-
-    @property
-    def sigma_max(self) -> float:
-        """Highest noise level the network knows."""
-
-    def __call__(self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None, /) -> Tensor:
-        """D at float64 levels sigma_B, in the dtype of x."""
-
-
-@runtime_checkable
-class FeatureDenoiser(Denoiser, Protocol):
-    """A denoiser whose network declares bottleneck features; learned solvers need one."""
-
-    def with_features(
-        self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None, /
-    ) -> tuple[Tensor, Tensor]:
-        """D, and the features [B, c, h, w] of the same call."""
-
-
-@dataclass(frozen=True)
-class FirstCall:
-    """D(x_T; sigma_T) of a batch, made once for all deterministic cells that start there.
-
-    Args:
-        sigma: the level sigma_T.
-        denoised_BCHW: D, in the dtype of the state.
-        features: bottleneck features of the same call; None unless they were asked for.
-    """
-
-    sigma: float
-    denoised_BCHW: Tensor
-    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -168,9 +121,9 @@ def sample(
         levels.append(0.0)
     _check_levels(levels, denoiser)
     _check_inputs(solver, levels, x_T, labels, noise, first_call)
-    walk = _Walk(denoiser, labels, noise, solver, first_call)
-    counted_before = denoiser.nfe
     x_T = x_T.to(dtype)
+    walk = Walk(denoiser, labels, _matching(noise, x_T), solver, first_call)
+    counted_before = denoiser.nfe
     if isinstance(solver, Rk45Spec):
         return _adaptive(walk, solver, levels, x_T, trace)
 
@@ -184,7 +137,7 @@ def sample(
     counted = denoiser.nfe - counted_before + walk.calls_given
     if not bool(torch.isfinite(x_BCHW).all()):
         steps = levels[:-1] if solver.denoise_to_zero else levels
-        _raise_where(step, walk.again(), State(0, x_T), steps, x_BCHW)
+        raise_where(step, walk.again(), State(0, x_T), steps, x_BCHW)
     positive = sum(level > 0 for level in levels)
     declared = solver.nfe_for(
         positive,
@@ -215,12 +168,17 @@ def first_call_of(
     The features of the call are kept for a learned `solver`, which alone reads them; D is before
     thresholding, so solvers that threshold and solvers that do not share it.
     """
-    walk = _Walk(denoiser, labels, None, None, None)
+    walk = Walk(denoiser, labels, None, None, None)
     x_T = x_T.to(dtype)
     if solver.learned:
         denoised_BCHW, features = walk.denoise_with_features(x_T, sigma)
         return FirstCall(sigma, denoised_BCHW, features)
     return FirstCall(sigma, walk.denoise(x_T, sigma))
+
+
+def _matching(noise: Noise | None, x_BCHW: Tensor) -> Noise | None:
+    """Noise in the state's dtype: a wider one would lift the state to its own."""
+    return None if noise is None else lambda k: noise(k).to(x_BCHW)
 
 
 def _walked(
@@ -236,7 +194,7 @@ def _walked(
 
 
 def _adaptive(
-    walk: _Walk, solver: Rk45Spec, levels: list[float], x_T: Tensor, trace: bool
+    walk: Walk, solver: Rk45Spec, levels: list[float], x_T: Tensor, trace: bool
 ) -> Result:
     before = walk.denoiser.nfe
     visited = integrate(walk, solver, levels, x_T)
@@ -249,146 +207,10 @@ def _adaptive(
             f"{solver.label} reached an image that is not finite between {levels[0]:g} and "
             f"{levels[-1]:g}",
             "suspect weights or precision: look at the run's losses, or use a float32 network",
-            int(_not_finite(visited[-1]).nonzero()[0, 0]),
+            int(not_finite(visited[-1]).nonzero()[0, 0]),
         )
     passed = torch.tensor(levels, dtype=torch.float64)
     return Result(visited[-1], counted, passed, tuple(visited) if trace else None)
-
-
-class _Walk:
-    """The problem of one trajectory: labels, noise, and what the first evaluation is."""
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        labels_B: Tensor | None,
-        noise: Noise | None,
-        solver: SolverSpec | None,
-        first_call: FirstCall | None,
-    ) -> None:
-        self.denoiser, self._labels_B, self._noise = denoiser, labels_B, noise
-        self._analytical = solver is not None and solver.starts_analytically
-        self._thresholding = None if solver is None else solver.chosen_thresholding
-        self._solver, self._given, self._first_is_due = solver, first_call, True
-        self.calls_given = 0
-        """Calls per image that the first call stands for and this walk did not make."""
-
-    def again(self) -> _Walk:
-        """The same problem from its beginning."""
-        return _Walk(self.denoiser, self._labels_B, self._noise, self._solver, self._given)
-
-    def denoise(self, x_BCHW: Tensor, sigma: Level) -> Tensor:
-        return self._evaluate(x_BCHW, sigma, features=False)[0]
-
-    def denoise_with_features(self, x_BCHW: Tensor, sigma: Level) -> tuple[Tensor, Tensor | None]:
-        return self._evaluate(x_BCHW, sigma, features=True)
-
-    def noise(self, k: int) -> Tensor:
-        assert self._noise is not None, "checked before the walk"
-        return self._noise(k)
-
-    def _evaluate(
-        self, x_BCHW: Tensor, sigma: Level, *, features: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        first, self._first_is_due = self._first_is_due, False
-        if first and self._analytical:
-            denoised_BCHW, found = analytical(x_BCHW, sigma), None
-        elif first and self._given is not None and not (features and self._given.features is None):
-            denoised_BCHW, found = self._given.denoised_BCHW, self._given.features
-            self.calls_given = calls_per_evaluation(self.denoiser)
-        else:
-            denoised_BCHW, found = self._call(x_BCHW, sigma, features)
-        if self._thresholding is not None:
-            denoised_BCHW = thresholded(denoised_BCHW, self._thresholding)
-        return denoised_BCHW, found
-
-    def _call(self, x_BCHW: Tensor, sigma: Level, features: bool) -> tuple[Tensor, Tensor | None]:
-        sigma_B = per_image(sigma, x_BCHW)
-        if not features:
-            return self.denoiser(x_BCHW, sigma_B, self._labels_B), None
-        if not isinstance(self.denoiser, FeatureDenoiser):
-            raise SamplingError(
-                "a learned solver reads the network's bottleneck features, and this denoiser "
-                "declares none",
-                "use a network of this package, or give the denoiser a method with_features",
-            )
-        return self.denoiser.with_features(x_BCHW, sigma_B, self._labels_B)
-
-
-def analytical(x_BCHW: Tensor, sigma: Level) -> Tensor:
-    """D from eps = x / sqrt(1 + sigma^2): exact for data of unit variance (AFS)."""
-    if isinstance(sigma, Tensor):
-        ratio: Level = (sigma / torch.hypot(sigma, torch.ones_like(sigma))).to(x_BCHW.dtype)
-    else:
-        ratio = sigma / math.hypot(1.0, sigma)
-    return x_BCHW - ratio * x_BCHW
-
-
-def per_image(sigma: Level, x_BCHW: Tensor) -> Tensor:
-    """The level of each image, float64 [B], on x's device."""
-    if isinstance(sigma, Tensor):
-        return sigma.double().reshape(-1).expand(len(x_BCHW))
-    return torch.full(x_BCHW.shape[:1], sigma, dtype=torch.float64, device=x_BCHW.device)
-
-
-def _not_finite(x_BCHW: Tensor) -> Tensor:
-    """Which images hold a number that is not finite: bool [B]."""
-    return ~torch.isfinite(x_BCHW).flatten(1).all(dim=1)
-
-
-class _Checked:
-    """A problem that says where an output is not finite."""
-
-    def __init__(self, problem: Problem, where: str) -> None:
-        self._problem, self._where = problem, where
-
-    def denoise(self, x_BCHW: Tensor, sigma: Level) -> Tensor:
-        return self._sound(self._problem.denoise(x_BCHW, sigma), sigma)
-
-    def denoise_with_features(self, x_BCHW: Tensor, sigma: Level) -> tuple[Tensor, Tensor | None]:
-        denoised_BCHW, features = self._problem.denoise_with_features(x_BCHW, sigma)
-        return self._sound(denoised_BCHW, sigma), features
-
-    def noise(self, k: int) -> Tensor:
-        return self._problem.noise(k)
-
-    def _sound(self, denoised_BCHW: Tensor, sigma: Level) -> Tensor:
-        bad_B = _not_finite(denoised_BCHW)
-        if bool(bad_B.any()):
-            image = int(bad_B.nonzero()[0, 0])
-            level = float(sigma.reshape(-1)[image]) if isinstance(sigma, Tensor) else sigma
-            raise NonFiniteError(
-                f"the network's output is not finite at sigma = {level:g}, in {self._where}, for "
-                f"{int(bad_B.sum())} of {len(denoised_BCHW)} images of the batch (first: {image})",
-                "suspect weights or precision: look at the run's losses, or use a float32 network",
-                image,
-            )
-        return denoised_BCHW
-
-
-def _raise_where(
-    step: Step, problem: Problem, state: State, levels: list[float], end_BCHW: Tensor
-) -> None:
-    """Walk again, looking at every output: looking each time would wait for the device.
-
-    Raises:
-        NonFiniteError: always; if all outputs are finite, it names the step that overflowed.
-    """
-    for i, (before, after) in enumerate(pairwise(levels)):
-        where = f"step {i + 1} of {len(levels) - 1} ({before:g} to {after:g})"
-        state = step(_Checked(problem, where), state)
-        if not bool(torch.isfinite(state.x_BCHW).all()):
-            raise NonFiniteError(
-                f"the image is not finite after {where}, and the network's outputs are",
-                "use more network calls or a schedule with smaller steps",
-                int(_not_finite(state.x_BCHW).nonzero()[0, 0]),
-            )
-    raise NonFiniteError(
-        f"the image is not finite after the last of {len(levels) - 1} steps, at sigma = "
-        f"{levels[-1]:g}; every step is finite when walked again",
-        "suspect the call that denoises at the end, or a network that is not deterministic",
-        int(_not_finite(end_BCHW).nonzero()[0, 0]),
-    )
 
 
 def _check_levels(levels: list[float], denoiser: Denoiser) -> None:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from fleetstep.errors import SamplingError
+from fleetstep.sampling.denoiser import FeatureDenoiser, per_image
 from fleetstep.sampling.schedules import sigmas
 from fleetstep.sampling.solvers.step import Level
 from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN
 from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
 from fleetstep.sampling.thresholding import thresholded
-from fleetstep.sampling.trajectory import FeatureDenoiser, analytical, per_image, sample
+from fleetstep.sampling.trajectory import sample
+from fleetstep.sampling.walk import analytical
 
 # How far a level of the finer grid may be from the student's own by rounding.
 _ROUNDING = 1e-9

@@ -22,11 +22,11 @@ from fleetstep.sampling.amed.latents import training_latents
 from fleetstep.sampling.amed.lesson import Lesson, Teacher
 from fleetstep.sampling.amed.plugin import plugin_step
 from fleetstep.sampling.amed.predictor import AmedPredictor
+from fleetstep.sampling.denoiser import FeatureDenoiser
 from fleetstep.sampling.guidance import Guided
 from fleetstep.sampling.solvers.step import State
 from fleetstep.sampling.spec import PredictorFacts
 from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
-from fleetstep.sampling.trajectory import FeatureDenoiser
 
 _LARGEST: Final = 1e5
 """What an infinite element of a gradient becomes."""

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from fleetstep.sampling.certificates.problems import Line, log_density, on_a_line
+from fleetstep.sampling.denoiser import Denoiser, per_image
 from fleetstep.sampling.exact import PointMass
 from fleetstep.sampling.solvers.build import build_step
 from fleetstep.sampling.solvers.step import Level, State, Step
 from fleetstep.sampling.spec import SolverSpec
-from fleetstep.sampling.trajectory import Denoiser, per_image
 
 _REACH: Final = 8.0
 """Standard deviations of the outermost components that a grid holds."""
