@@ -174,8 +174,28 @@ def solvers() -> list[Ratio]:
     return measured()
 
 
+def certificates() -> Ratio:
+    """The quick certificate, in units of drawing 1,000 digits with nine network calls each."""
+    from fleetstep.diffusion.objective import build_objective
+    from fleetstep.diffusion.spec import EdmSpec
+    from fleetstep.orchestration.certify import certify
+    from fleetstep.sampling.generate import generate
+    from fleetstep.sampling.spec import DpmppSpec
+
+    objective = build_objective(EdmSpec(), [], budget_images=1, global_batch=1)
+    denoiser = objective.denoiser(_network().eval())
+
+    def draw() -> None:
+        generate(denoiser, DpmppSpec(), 9, count=1000, shape=(1, 8, 8), classes=10)
+
+    return interleaved(
+        "fleetstep certify --quick, over drawing 1,000 digits at 9 calls",
+        "images", draw, "certificates", lambda: certify(out=None, quick=True),
+    )  # fmt: skip
+
+
 _MEASURES: tuple[Callable[[], Ratio | list[Ratio]], ...] = (
-    randomness, engine, stream, frechet, strategies, solvers,
+    randomness, engine, stream, frechet, strategies, certificates, solvers,
 )  # fmt: skip
 
 

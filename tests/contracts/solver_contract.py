@@ -173,6 +173,15 @@ class SolverContract:
         assert rounded.dtype == torch.float32
         torch.testing.assert_close(rounded.double(), exact, rtol=0, atol=1e-4)
 
+    @pytest.mark.parametrize("levels", [[80.0], [80.0, 0.0]])
+    def test_one_level_is_refused_before_any_call(self, levels: list[float]):
+        denoiser = mixture()
+        with pytest.raises(SamplingError, match="at least"):
+            sample(
+                denoiser, self.solver, torch.tensor(levels), golden_latents(), noise=Slice(0, 4)
+            )
+        assert denoiser.nfe == 0
+
     def test_gradients_pass_when_the_caller_wants_them(self):
         points, x_T = self.least + 3, golden_latents().requires_grad_()
         (slope,) = torch.autograd.grad(self.drawn(points, x_T).x_BCHW.sum(), x_T)
@@ -287,6 +296,11 @@ class DeterministicContract(SolverContract):
         assert torch.equal(shared.x_BCHW, plain.x_BCHW)
         assert (shared.nfe, denoiser.nfe) == (plain.nfe, plain.nfe - 1)
 
+    def test_a_first_call_of_another_state_is_refused(self):
+        first = first_call_of(mixture(), self.solver, SIGMA_MAX, golden_latents())
+        with pytest.raises(SamplingError, match=r"first call given is torch\.float64"):
+            self.drawn(self.least, first_call=first, dtype=torch.float32)
+
     def test_no_noise_is_asked_for(self):
         levels = self.levels(self.least + 3)
         without = sample(mixture(), self.solver, levels, golden_latents()).x_BCHW
@@ -305,6 +319,16 @@ class StochasticContract(SolverContract):
     def test_another_noise_gives_another_image(self):
         one, other = (self.drawn(self.least + 3, first=first).x_BCHW for first in (0, 3))
         assert (one - other).abs().max() > 1e-3
+
+    def test_noise_of_another_shape_is_refused(self):
+        with pytest.raises(SamplingError, match=r"noise \d+ has shape \(1, 2, 1, 1\)"):
+            sample(
+                mixture(),
+                self.solver,
+                self.levels(self.least),
+                golden_latents(),
+                noise=Slice(0, 1),
+            )
 
     def test_no_noise_is_an_error(self):
         with pytest.raises(SamplingError, match="draws noise"):

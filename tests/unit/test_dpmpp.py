@@ -291,6 +291,13 @@ def test_the_order_rises_with_history_and_falls_at_the_end():
     assert taken == [1, 2, 3, 3, 2, 1]
 
 
+def test_two_steps_rise_to_order_two_while_history_grows():
+    rule = DpmppRule(DpmppSpec(order=3))
+    assert [len(rule.weights(1.0, [2.0, 3.0][: i + 1], i, 2).terms) for i in range(2)] == [1, 2]
+    second = DpmppRule(DpmppSpec(order=2))
+    assert [len(second.weights(1.0, [2.0, 3.0][: i + 1], i, 2).terms) for i in range(2)] == [1, 1]
+
+
 @pytest.mark.parametrize("prediction", ["data", "noise"])
 @pytest.mark.parametrize("kind", [DpmppSpec, DpmppSinglestepSpec])
 def test_a_step_to_zero_takes_the_denoised_image(kind: Callable[..., SolverSpec], prediction: str):

@@ -125,16 +125,17 @@ def test_noise_is_asked_in_every_step_and_used_only_within_the_limits():
     assert torch.equal(idle.x_BCHW, run(HeunSpec(), levels).x_BCHW)
 
 
-def test_churn_lifts_within_its_limits_and_never_above_the_highest_level():
-    levels, denoiser = to_zero(9), Recorded()
+@pytest.mark.parametrize("known", [80.0, 90.0, 200.0])
+def test_churn_lifts_within_its_limits_and_never_above_what_the_network_knows(known: float):
+    levels, denoiser = to_zero(9), Recorded(high=known)
     solver = HeunSpec(s_churn=2.0, s_min=0.5)
     sample(denoiser, solver, f64(levels), 80 * latents(), noise=noise)
     expected = []
     for level, after in pairwise(levels):
         lifted = level * (1 + 2.0 / 9) if level >= 0.5 else level
-        expected += [min(lifted, 80.0), after]
+        expected += [min(lifted, known), after]
     assert denoiser.seen == pytest.approx(expected[:-1], rel=1e-14)
-    assert max(denoiser.seen) == 80.0
+    assert max(denoiser.seen) == pytest.approx(min(80 * (1 + 2 / 9), known))
 
 
 def test_a_step_at_most_doubles_the_variance():

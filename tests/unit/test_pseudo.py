@@ -87,7 +87,7 @@ def test_a_schedule_without_middles_is_refused(schedule: ScheduleSpec, points: i
 
 
 def test_too_few_levels_for_pndm_are_refused_before_any_call():
-    with pytest.raises(SamplingError, match="7 positive levels, got 6"):
+    with pytest.raises(SamplingError, match="at least 7 points, got 6"):
         run(PndmSpec(), [*levels_of("logsnr", 6).tolist(), 0.0])
 
 
@@ -117,11 +117,15 @@ def test_orders_of_single_steps(order: int, calls: int, expected: tuple[int, ...
 
 
 @pytest.mark.parametrize("points", [2, 3, 4, 10, 11, 12, 25])
-def test_single_steps_cut_the_schedules_in_equal_parts_of_log_sigma(points: int):
-    schedule = PolynomialSpec()
+@pytest.mark.parametrize("schedule", [LogSnrSpec(), PolynomialSpec()])
+def test_single_steps_cut_the_schedules_in_equal_parts_of_log_sigma(schedule, points: int):
     merged = nodes(DpmppSinglestepSpec(schedule=schedule), points, LOW, HIGH).tolist()
     orders = step_orders(3, points - 1)
-    outer = sigmas(schedule, len(orders) + 1, LOW, HIGH).tolist()
+    if isinstance(schedule, LogSnrSpec):
+        outer = sigmas(schedule, len(orders) + 1, LOW, HIGH).tolist()
+    else:  # the levels of one point a call at which a step has made its calls
+        fine = sigmas(schedule, points, LOW, HIGH).tolist()
+        outer = [fine[sum(orders[:i])] for i in range(len(orders) + 1)]
     assert len(merged) == points
     begin = 0
     for order, (s, t) in zip(orders, pairwise(outer), strict=True):

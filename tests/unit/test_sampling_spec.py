@@ -541,3 +541,15 @@ class TestLabels:
         other = SOLVER.validate_python({"kind": kind} | moved)
         assert all(f"{name}=" in other.label for name in moved)
         assert other.label != solver.label
+
+
+@pytest.mark.parametrize("kind", [[1], {"a": 1}, 3, None])
+def test_a_kind_that_is_no_text_is_refused(kind: Any):
+    with pytest.raises(ValidationError):
+        SOLVER.validate_python({"kind": kind})
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "quad"])
+def test_an_offset_that_would_be_ignored_is_refused(spacing: str):
+    with pytest.raises(ValidationError, match="offset: 1 is for spacing leading"):
+        SCHEDULE.validate_python({"kind": "ddpm_subset", "spacing": spacing, "offset": 1})

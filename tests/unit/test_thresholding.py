@@ -104,3 +104,11 @@ def test_the_last_denoising_is_thresholded():
     result = sample(denoiser, solver, levels, torch.zeros(2, 3, 1, 1, dtype=torch.float64))
     assert torch.equal(result.x_BCHW, (mu / 8).expand(2, 3, 1, 1))
     assert result.nfe == denoiser.nfe == 3
+
+
+def test_an_infinite_value_is_not_hidden_by_clipping():
+    x_BCHW = torch.zeros(2, 1, 4, 4)
+    x_BCHW[1, 0, 2, 2] = torch.inf
+    found = thresholded(x_BCHW, ThresholdingSpec(quantile=0.5))
+    assert torch.equal(found[0], x_BCHW[0])
+    assert not torch.isfinite(found[1]).any()

@@ -58,7 +58,7 @@ def _settings(option: str, text: str) -> dict[str, Any]:
         return {"kind": written}
     try:
         settings = yaml.safe_load(written)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         place = " ".join(str(error).split())
         raise UsageError(
             f"{option} {text!r} is not YAML: {place}", 'for example "{kind: ipndm, order: 3}"'

@@ -55,8 +55,8 @@ class FractionalSteps:
         return (before + (log - low) / (high - low) + 1) / len(self.logs)
 
     def shared_range(self, sigma_min: float, sigma_max: float) -> tuple[float, float]:
-        """The part of a range that the process covers; for a network of this process it is the
-        network's own range, as its authors sample it.
+        """The part of a range that the process covers. Latent diffusion's is whole within what
+        samplers walk; DDPM's linear one ends at 157 and is cut at 80.
 
         Raises:
             SamplingError: if there is none.

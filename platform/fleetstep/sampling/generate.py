@@ -238,8 +238,11 @@ class _Drawing:
 
     def _normal(self, purpose: str, first: int) -> Tensor:
         """Standard normal numbers of these seeds: float64 [B, C, H, W], on the device."""
-        z = rng.draw(self.namespace, purpose, first, self.batch, self.shape)
-        return torch.from_numpy(z).to(self.device, torch.float64)
+        z_BCHW = torch.from_numpy(rng.draw(self.namespace, purpose, first, self.batch, self.shape))
+        if self.device.type == "cuda":
+            # Copied from pinned memory the host goes on; a solver may ask in every step.
+            z_BCHW = z_BCHW.pin_memory()
+        return z_BCHW.to(self.device, non_blocking=True).double()
 
     def _labels(self, first: int) -> Tensor | None:
         if not self.classes:

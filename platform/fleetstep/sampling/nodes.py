@@ -6,7 +6,7 @@ Legend: N points.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from fleetstep.sampling.spec import (
     AcceleratedScheduleSpec,
     DdpmSubsetSpec,
     DpmppSinglestepSpec,
+    LogSnrSpec,
     PndmSpec,
     ScheduleFacts,
     SolverSpec,
@@ -43,8 +44,7 @@ def nodes(solver: SolverSpec, points: int, sigma_min: float, sigma_max: float) -
             return _with_middles(schedule, points - _STARTING_STEPS, sigma_min, sigma_max)
         if isinstance(solver, DpmppSinglestepSpec):
             orders = step_orders(solver.order, points - 1)
-            outer = sigmas(schedule, len(orders) + 1, sigma_min, sigma_max)
-            return _subdivided(outer.tolist(), orders)
+            return _subdivided(_ends(schedule, orders, sigma_min, sigma_max), orders)
     return sigmas(schedule, points, sigma_min, sigma_max)
 
 
@@ -64,6 +64,19 @@ def step_orders(order: int, calls: int) -> tuple[int, ...]:
     if order == 3:
         return (*[order] * (full - 1), 2, 1)
     return (order,) * full
+
+
+def _ends(
+    schedule: ScheduleFacts, orders: tuple[int, ...], sigma_min: float, sigma_max: float
+) -> list[float]:
+    """Where the steps of a single-step solver begin and end: equally spaced in log sigma by
+    logsnr; of another schedule at one point a call, those at which a step has its calls (as Lu et
+    al.'s code places them).
+    """
+    if isinstance(schedule, LogSnrSpec):
+        return sigmas(schedule, len(orders) + 1, sigma_min, sigma_max).tolist()
+    levels = sigmas(schedule, sum(orders) + 1, sigma_min, sigma_max).tolist()
+    return [levels[done] for done in accumulate(orders, initial=0)]
 
 
 def _subdivided(outer: list[float], orders: tuple[int, ...]) -> Tensor:

@@ -14,7 +14,7 @@ def thresholded(denoised_BCHW: Tensor, spec: ThresholdingSpec) -> Tensor:
     """D clipped to [-q, q] and rescaled to the data's range, q per image; dtype and shape kept.
 
     q is the quantile of |D| over channels and pixels, interpolated linearly, and at least
-    `spec.maximum`; so an image within the range stays as it is.
+    `spec.maximum`; so an image within the range stays as it is. An infinite one becomes nan.
     """
     q_B = _quantile(denoised_BCHW.flatten(1).abs(), spec.quantile).clamp(min=spec.maximum)
     q_B111 = q_B.view(-1, *[1] * (denoised_BCHW.dim() - 1))
@@ -32,4 +32,6 @@ def _quantile(values_BD: Tensor, share: float) -> Tensor:
     below = int(rank)
     largest_BK = values_BD.topk(values_BD.shape[1] - below, dim=1).values
     low_B, high_B = largest_BK[:, -1], largest_BK[:, -2:][:, 0]
-    return low_B + (rank - below) * (high_B - low_B)
+    # Zero, or nan for a row with an infinite value: clipping would hide it.
+    unsound_B = largest_BK[:, 0] - largest_BK[:, 0]
+    return low_B + (rank - below) * (high_B - low_B) + unsound_B

@@ -120,14 +120,17 @@ def sample(
     if solver.goes_to_zero and levels and levels[-1] != 0:
         levels.append(0.0)
     _check_levels(levels, denoiser)
-    _check_inputs(solver, levels, x_T, labels, noise, first_call)
+    _check_inputs(solver, levels, x_T.to(dtype), labels, noise, first_call)
     x_T = x_T.to(dtype)
+    positive, to_zero = sum(level > 0 for level in levels), levels[-1] == 0
     walk = Walk(denoiser, labels, _matching(noise, x_T), solver, first_call)
     counted_before = denoiser.nfe
     if isinstance(solver, Rk45Spec):
         return _adaptive(walk, solver, levels, x_T, trace)
 
-    step = build_step(solver, levels)
+    # Before the walk: it refuses too few levels.
+    declared = solver.nfe_for(positive, calls_per_evaluation(denoiser), to_zero=to_zero)
+    step = build_step(solver, levels, denoiser.sigma_max)
     visited, state = _walked(step, walk, State(0, x_T), len(levels) - 1, keep=trace)
     x_BCHW = state.x_BCHW
     if solver.denoise_to_zero:
@@ -138,12 +141,6 @@ def sample(
     if not bool(torch.isfinite(x_BCHW).all()):
         steps = levels[:-1] if solver.denoise_to_zero else levels
         raise_where(step, walk.again(), State(0, x_T), steps, x_BCHW)
-    positive = sum(level > 0 for level in levels)
-    declared = solver.nfe_for(
-        positive,
-        calls_per_evaluation(denoiser),
-        to_zero=levels[-1] == 0 and not solver.denoise_to_zero,
-    )
     if counted != declared:
         raise SamplingError(
             f"{solver.label} declares {declared} network calls on {positive} points, "
@@ -177,8 +174,25 @@ def first_call_of(
 
 
 def _matching(noise: Noise | None, x_BCHW: Tensor) -> Noise | None:
-    """Noise in the state's dtype: a wider one would lift the state to its own."""
-    return None if noise is None else lambda k: noise(k).to(x_BCHW)
+    """Noise of the state's shape and in its dtype: a wider one would lift the state to its own.
+
+    Raises (when it is asked for):
+        SamplingError: the shape is another; broadcast, it would be the same for several images.
+    """
+    if noise is None:
+        return None
+
+    def drawn(k: int) -> Tensor:
+        noise_BCHW = noise(k)
+        if noise_BCHW.shape != x_BCHW.shape:
+            raise SamplingError(
+                f"noise {k} has shape {tuple(noise_BCHW.shape)}, the images have "
+                f"{tuple(x_BCHW.shape)}",
+                "give standard normal noise of the images' shape for every k",
+            )
+        return noise_BCHW.to(x_BCHW)
+
+    return drawn
 
 
 def _walked(
@@ -229,8 +243,8 @@ def _check_levels(levels: list[float], denoiser: Denoiser) -> None:
         raise SamplingError(
             f"levels from {positive[0]:g} to {positive[-1]:g} leave the range "
             f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}] that the network was trained on",
-            "take the levels from `levels_for`, which cuts them to the denoiser's range, or a "
-            "schedule that spans the range",
+            "use a schedule that spans a network's range, such as polynomial or logsnr; "
+            "ddpm_subset, accelerated and levels have levels of their own",
         )
 
 
@@ -263,10 +277,17 @@ def _check_inputs(
             f"{solver.label} does not start with D(x_T): a first call cannot be shared with it",
             "leave first_call out",
         )
-    if first_call.sigma != levels[0] or first_call.denoised_BCHW.shape != x_T.shape:
+    given = first_call.denoised_BCHW
+    if (given.dtype, given.device) != (x_T.dtype, x_T.device):
+        raise SamplingError(
+            f"the first call given is {given.dtype} on {given.device}, the state {x_T.dtype} on "
+            f"{x_T.device}",
+            "give the call of this state, see first_call_of",
+        )
+    if first_call.sigma != levels[0] or given.shape != x_T.shape:
         raise SamplingError(
             f"the first call given is at sigma = {first_call.sigma:g} for "
-            f"{tuple(first_call.denoised_BCHW.shape)}, not at {levels[0]:g} for "
+            f"{tuple(given.shape)}, not at {levels[0]:g} for "
             f"{tuple(x_T.shape)}",
             "give the call of this batch and these levels, see first_call_of",
         )

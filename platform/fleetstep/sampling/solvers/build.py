@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fleetstep.sampling.amed.solver import amed
 from fleetstep.sampling.solvers.accelerated import accelerated_ddim, accelerated_ddpm
 from fleetstep.sampling.solvers.ancestral import ddpm
@@ -38,8 +40,13 @@ from fleetstep.sampling.spec import (
 from fleetstep.sampling.spec.single_step import Rk45Spec
 
 
-def build_step(spec: SolverSpec, levels: Levels) -> Step:
+def build_step(spec: SolverSpec, levels: Levels, sigma_max: float = math.inf) -> Step:
     """The step function of `spec` on `levels`, its coefficient tables computed.
+
+    Args:
+        spec: the solver.
+        levels: to walk.
+        sigma_max: the highest level that the network knows: churn goes no higher.
 
     Raises:
         SamplingError: the solver takes no steps of its own (rk45), or its predictor cannot be
@@ -53,7 +60,7 @@ def build_step(spec: SolverSpec, levels: Levels) -> Step:
         case Dpm2Spec():
             return dpm2(levels, r=spec.r)
         case HeunSpec():
-            return heun(levels, spec)
+            return heun(levels, spec, sigma_max)
         case EdmAblationSpec():
             return edm_ablation(levels, spec)
         case PlmsSpec():

@@ -18,15 +18,15 @@ from fleetstep.sampling.spec import EdmAblationSpec, HeunSpec
 _MOST_CHURN = math.sqrt(2) - 1
 
 
-def heun(levels: Levels, spec: HeunSpec) -> Step:
+def heun(levels: Levels, spec: HeunSpec, sigma_max: float) -> Step:
     """Second order: the mean slope of both ends, a step to zero being x' = D (Algorithm 1).
 
     With churn, noise first lifts the image to a level s_hat, from which the step is taken
     (Algorithm 2). Step i asks for noise i even where it lifts nothing, as EDM's sampler draws it.
-    s_hat stops at the highest level: a limit of ours, as no network knows higher ones.
+    s_hat stops at `sigma_max`, the highest level that the network knows: a limit of ours.
     """
     positive = sum(level > 0 for level in levels)
-    lifted = [_lifted(level, levels[0], positive, spec) for level in levels[:-1]]
+    lifted = [_lifted(level, sigma_max, positive, spec) for level in levels[:-1]]
 
     def step(problem: Problem, state: State) -> State:
         x_BCHW, before, after = state.x_BCHW, lifted[state.i], levels[state.i + 1]
@@ -57,7 +57,7 @@ def _lifted(level: float, highest: float, positive: int, spec: HeunSpec) -> _Lif
     if not (spec.stochastic and spec.s_min <= level <= highest_churned):
         return _Lifted(level, 0.0)
     gamma = min(spec.s_churn / positive, _MOST_CHURN)
-    above = min(level * (1 + gamma), highest)
+    above = max(level, min(level * (1 + gamma), highest))
     # s_hat^2 - s^2 as a product: the difference of squares cancels for little churn.
     return _Lifted(above, spec.s_noise * math.sqrt((above - level) * (above + level)))
 

@@ -55,8 +55,10 @@ def to_zero(before: Level, prediction: Prediction) -> Weights:
 
 
 def rising_order(highest: int, history: int, left: int | None) -> int:
-    """The order of a step: no higher than outputs at hand and, where given, steps left."""
-    return min(highest, history) if left is None else min(highest, history, left)
+    """The order of a step: while the history grows it is all there is; then `highest`, or the
+    steps left where they are given and fewer.
+    """
+    return history if history < highest else min(highest, highest if left is None else left)
 
 
 def remainders(z: Level, count: int) -> list[Level]:

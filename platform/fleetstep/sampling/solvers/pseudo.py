@@ -8,11 +8,9 @@ Legend: B batch, C channels, H W pixels; s a level, t the next, m the one betwee
 
 from __future__ import annotations
 
-from fleetstep.errors import SamplingError
 from fleetstep.sampling.solvers.adams import IpndmRule
 from fleetstep.sampling.solvers.linear import linear_multistep
 from fleetstep.sampling.solvers.step import Levels, Problem, State, Step, slope, weighted_sum
-from fleetstep.sampling.spec import PndmSpec
 
 _ORDER = 4
 
@@ -38,18 +36,7 @@ def pndm(levels: Levels) -> Step:
     Args:
         levels: those of the schedule, with the middle of each of the first three steps in its
             place.
-
-    Raises:
-        SamplingError: there are fewer than three steps to start with.
     """
-    least = PndmSpec().least_points
-    positive = sum(level > 0 for level in levels)
-    if positive < least:
-        raise SamplingError(
-            f"pndm starts with three steps, each with a middle level: it needs {least} positive "
-            f"levels, got {positive}",
-            "take the levels from `levels_for`, or use plms",
-        )
     later = linear_multistep(levels, IpndmRule(_ORDER))
 
     def step(problem: Problem, state: State) -> State:

@@ -120,9 +120,9 @@ ALIASES: dict[str, dict[str, Any]] = {
 
 
 def _unaliased(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("kind") in ALIASES:
-        rest = {name: setting for name, setting in value.items() if name != "kind"}
-        return ALIASES[value["kind"]] | rest
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind in ALIASES:
+        return ALIASES[kind] | {name: item for name, item in value.items() if name != "kind"}
     return value
 
 

@@ -159,6 +159,14 @@ class DdpmSubsetSpec(ScheduleFacts):
     shown: ClassVar = ("spacing",)
     own_range: ClassVar = True
 
+    @model_validator(mode="after")
+    def _offsets_what_it_can(self) -> Self:
+        if self.offset and self.spacing != "leading":
+            raise ValueError(
+                f"offset: {self.offset} is for spacing leading, got {self.spacing}; use offset: 0"
+            )
+        return self
+
     @property
     def ends_at_zero(self) -> bool:
         """Whether the final alpha is one."""
