@@ -29,7 +29,7 @@ class HeunSpec(SolverFacts):
     Attributes:
         s_churn, s_min, s_max, s_noise: Algorithm 2's stochasticity: between s_min and s_max each
             step first adds noise, of s_noise times the standard deviation that is due. s_max None
-            is no upper limit; no level above the schedule's highest is ever reached.
+            is no upper limit; no level above the network's highest is ever reached.
     """
 
     kind: Literal["heun"] = "heun"
