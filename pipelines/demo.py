@@ -26,7 +26,8 @@ from fleetstep.orchestration.preview import preview_training
 from fleetstep.orchestration.report import compare_runs
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.sweep import SweepResult
-from fleetstep.orchestration.sweep_job import preview_sweep, run_sweep
+from fleetstep.orchestration.sweep_job import run_sweep
+from fleetstep.orchestration.sweep_preview import preview_sweep
 
 PRESETS = Path(__file__).parent / "presets"
 UNTRAINED = ("solvers=[{kind: dpmpp, order: 2}]", "nfe=[9]")

@@ -22,7 +22,7 @@ Each file is one experiment, one sweep (`fleetstep sweep`), or one predictor
 (`fleetstep amed train`), and holds what it changes in the file it names as `base`.
 `fleetstep train FILE --dry-run` prints the whole configuration, what every strategy does in
 numbers, and the published numbers that the file stands for, with what makes some of them doubtful;
-so does `fleetstep amed train FILE --dry-run`.
+so do `fleetstep amed train FILE --dry-run` and `fleetstep sweep FILE --dry-run`.
 
 - The dataset need not be there for a dry run: the rest is then checked against `data.expects`.
   Training needs it packed, e.g. `fleetstep data pack images FOLDER --size 64 --out data/ffhq64`.

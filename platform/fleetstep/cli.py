@@ -485,18 +485,18 @@ def sweep(
     from fleetstep.config import SweepSpec, load
 
     spec = load(SweepSpec, preset, overrides or [])
-    from fleetstep.orchestration.sweep_job import preview_sweep, run_sweep
-
     if dry_run:
+        from fleetstep.orchestration.sweep_preview import preview_sweep
+
         preview = preview_sweep(spec)
         _print_json(preview.as_dict()) if json_ else print(preview.text())
         return
+    from fleetstep.orchestration.sweep_job import cost_text, run_sweep, tables
+
     result = run_sweep(spec, say=None if json_ else print)
     if json_:
         _print_json([record.to_dict() for score in result.scores for record in score.records])
         return
-    from fleetstep.orchestration.sweep_job import cost_text, tables
-
     _print_tables(tables(result))
     print(cost_text(result))
     print(f"scores: {result.path}")

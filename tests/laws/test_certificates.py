@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ from fleetstep.sampling.certificates.problems import (
 from fleetstep.sampling.certificates.push_forward import total_variation
 from fleetstep.sampling.certificates.quadrature import end_total_variation
 from fleetstep.sampling.schedules import sigmas
+from fleetstep.sampling.solvers.adams import ADAMS_BASHFORTH
 from fleetstep.sampling.spec import (
     AcceleratedDdimSpec,
     AcceleratedDdpmSpec,
@@ -80,15 +81,101 @@ def test_the_problem_is_the_golden_one():
 
 
 def test_a_solver_of_the_wrong_order_is_caught():
-    wrong = orders.OrderCase(EulerSpec(), expected=2.0)
-    assert len(orders.certify_order(wrong, (32, 64)).failures) == 1
-    with_errors = orders.certify_order(orders.OrderCase(EulerSpec(), expected=1.0), (32, 64))
-    assert with_errors.passed
+    wrong = orders.OrderCase(EulerSpec(), expected=2.0, error=0.0153141)
+    assert len(orders.certify_order(wrong, (64, 128)).failures) == 1
+    right = orders.OrderCase(EulerSpec(), expected=1.0, error=0.0153141)
+    assert orders.certify_order(right, (64, 128)).passed
+
+
+def order_case(**settings: Any) -> orders.OrderCase | None:
+    """The case of a solver with these settings."""
+    solver = orders.case(0.0, 0.0, **settings).solver
+    return next((case for case in orders.cases() if case.solver == solver), None)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param((23 / 12, -16 / 12, 5 / 12, 0.0), id="3"),
+        pytest.param((1.5, -0.5, 0.0, 0.0), id="2"),
+    ],
+)
+def test_ipndm_with_other_weights_is_caught_by_its_error_and_not_by_its_order(
+    weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """On levels that are not equally spaced these are of order 2, as the right ones are."""
+    case = order_case(kind="ipndm", order=4)
+    assert case is not None
+    assert orders.certify_order(case, orders.QUICK_STEPS).passed
+    monkeypatch.setitem(ADAMS_BASHFORTH, 4, weights)
+    for steps in (orders.QUICK_STEPS, orders.STEPS):
+        (failure,) = orders.certify_order(case, steps).failures
+        assert failure.startswith("error 0.000")
+        assert "at N = 64, expected 0.0004496 ± 1%" in failure
+
+
+def test_the_known_errors_are_the_references():
+    """The golden rows were measured on the reference implementations; the rest is marked."""
+    rows = [
+        *((row, "max_abs_err") for row in golden()["fixed_range_orders"]["rows"]),
+        *((row, "err") for row in golden("ipndm_v_exact")["observed_orders"]),
+    ]
+    compared = set()
+    for row, errors in rows:
+        case = order_case(**settings_of(row)) if row["schedule"] in POLYNOMIAL else None
+        if case is not None and is_exact(row):
+            assert case.error == pytest.approx(row[errors][0], rel=2e-6), row
+            assert not case.pinned
+            compared.add(case.solver.label)
+    assert len(compared) == 22
+    corrected = order_case(kind="dpmpp", order=3, d2_factor=2, lower_order_final=False)
+    assert corrected is not None
+    assert corrected.error == golden()["dpmpp3m_d2_factor"]["poly_x0_fac2"][3]
+    assert {case.solver.label for case in orders.cases() if case.pinned} == PINNED
+
+
+POLYNOMIAL = {"polynomial", "polynomial_rho7"}
+PINNED = {
+    "dpm2(r=0.4)",
+    "edm_ablation(method=heun, coordinates=ve)",
+    "edm_ablation(method=heun, coordinates=vp)",
+    "deis(order=3, basis=log_sigma)",
+    "plms",
+    "pndm",
+    "dpmpp(order=2, lower_order_final=False, variant=taylor)",
+    "dpmpp_singlestep(order=2)",
+    "dpmpp_singlestep(order=3)",
+    "unipc(order=2, variant=bh1, lower_order_final=False)",
+    "accelerated_ddim(equation=15)",
+}
+
+
+def settings_of(row: dict) -> dict[str, Any]:
+    """The solver of a golden row of orders, without the levels."""
+    if "k" in row:
+        return {"kind": "ipndm_v", "order": row["k"]}
+    if row["solver"].startswith("eq"):
+        return {"kind": "accelerated_ddim", "equation": int(row["solver"][2:])}
+    settings = {"kind": {"heun": "heun_ab"}.get(row["solver"], row["solver"])} | row["params"]
+    if "max_order" in settings:
+        settings["order"] = settings.pop("max_order")
+    if "predict_x0" in settings:
+        settings["prediction"] = "data" if settings.pop("predict_x0") else "noise"
+    if settings["kind"] == "unipc" and settings["order"] == 1:
+        settings["lower_order_final"] = False  # of order 1 there is no lower one
+    return settings
+
+
+def is_exact(row: dict) -> bool:
+    """Whether the reference computes what it says: its ipndm_v is wrong from order 3 on."""
+    return row.get("solver") != "ipndm_v" or row["params"]["max_order"] == 2
 
 
 def test_the_range_of_steps_matters_to_a_tail_slope():
     """Eq. 8's slope is 1.14 at 64 to 128 steps: the certificate judges the tail alone."""
-    early = orders.certify_order(orders.case(1.02, kind="accelerated_ddim", equation=8), (64, 128))
+    case = order_case(kind="accelerated_ddim", equation=8)
+    assert case is not None
+    early = orders.certify_order(case, (64, 128))
     assert early.slope == pytest.approx(1.144, abs=2e-3)
     assert not early.passed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from fleetstep.sampling.spec import (
     IpndmSpec,
     PolynomialSpec,
     PredictorFacts,
+    check_predictor,
     read_facts,
 )
+from fleetstep.sampling.spec.learned import seal_of
 from fleetstep.sampling.trajectory import first_call_of, levels_for, sample
 
 SCHEDULE = PolynomialSpec()
@@ -58,6 +61,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "p"
 
 
+def rewrite(folder: Path, change: dict[str, Any], *, sealed: bool = False) -> None:
+    """Change facts in the file; sealed again, they are those of another predictor."""
+    file = folder / PREDICTOR_FACTS
+    facts = json.loads(file.read_text()) | change
+    file.write_text(json.dumps(facts | {"seal": seal_of(facts)} if sealed else facts))
+
+
 def drawn(folder: Path, nfe: int = 5) -> torch.Tensor:
     solver, denoiser = AmedSpec(predictor=str(folder)), featured_mixture()
     return sample(denoiser, solver, levels_for(denoiser, solver, nfe), golden_latents()).x_BCHW
@@ -72,6 +82,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path, standardised: bool):
     loaded, read = load_predictor(tmp_path)
     assert read == facts == read_facts(tmp_path)
     assert facts.weights_sha256 == sha256_of(tmp_path / PREDICTOR_WEIGHTS)
+    assert len(facts.seal) == 64
     features = torch.randn(3, 2, 8, 8, generator=torch.manual_seed(0), dtype=torch.float64)
     for found, expected in zip(
         loaded.predict(features, 5.0, 1.0), saved.predict(features, 5.0, 1.0), strict=True
@@ -101,8 +112,9 @@ def test_damaged_weights_are_refused(folder: Path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(SamplingError, match="is damaged: its sha256 is"):
-        load_predictor(folder)
+    for read in (load_predictor, check_predictor):
+        with pytest.raises(SamplingError, match="is damaged: its sha256 is"):
+            read(folder)
 
 
 def test_missing_weights_are_refused(folder: Path):
@@ -112,11 +124,52 @@ def test_missing_weights_are_refused(folder: Path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"levels": [80.0, 10.0, 1.0, 0.002]},
+        {"afs": False},
+        {"scale_dir": 0.02},
+        {"scale_time": 0.1},
+        {"student": {"kind": "ipndm", "order": 3}},
+        {"guidance": {"scale": 2.0}},
+        {"dtype": "float32"},
+        {"snapshot": "00" * 32},
+        {"run": "another"},
+        {"training": {"lr": 0.01}},
+        {"weights_sha256": "00" * 32},
+        {"seal": ""},
+        {"seal": "0" * 64},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_facts_that_were_changed_are_refused(folder: Path, change: dict[str, Any]):
+    rewrite(folder, change)
+    with pytest.raises(SamplingError, match="was changed after it was written") as caught:
+        drawn(folder)
+    assert "copy the folder again, or train" in caught.value.remedy
+
+
+def test_a_fact_that_was_left_out_is_refused(folder: Path):
+    file = folder / PREDICTOR_FACTS
+    facts = json.loads(file.read_text())
+    del facts["thresholding"]
+    file.write_text(json.dumps(facts))
+    with pytest.raises(SamplingError, match="was changed after it was written"):
+        read_facts(folder)
+
+
+@pytest.mark.parametrize("levels", [[80.0, 1.0, 10.0, 0.002], [80.0, 80.0, 1.0, 0.002]])
+def test_levels_that_do_not_descend_are_no_predictors(folder: Path, levels: list[float]):
+    rewrite(folder, {"levels": levels}, sealed=True)
+    with pytest.raises(SamplingError, match="levels must descend"):
+        read_facts(folder)
+
+
+@pytest.mark.parametrize(
     "change", [{"scale_time": 0.0}, {"standardised": True}], ids=["scale_time", "standardised"]
 )
 def test_facts_of_another_predictor_are_refused(folder: Path, change: dict[str, object]):
-    file = folder / PREDICTOR_FACTS
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    rewrite(folder, change, sealed=True)
     with pytest.raises(SamplingError, match="does not hold the weights of a predictor with"):
         load_predictor(folder)
 
@@ -125,10 +178,7 @@ def test_weights_of_another_shape_are_refused(folder: Path):
     weights = load_file(folder / PREDICTOR_WEIGHTS)
     weights["head_r.weight"] = torch.zeros(1, 21)
     save_file(weights, folder / PREDICTOR_WEIGHTS)
-    file = folder / PREDICTOR_FACTS
-    facts = json.loads(file.read_text())
-    facts["weights_sha256"] = sha256_of(folder / PREDICTOR_WEIGHTS)
-    file.write_text(json.dumps(facts))
+    rewrite(folder, {"weights_sha256": sha256_of(folder / PREDICTOR_WEIGHTS)}, sealed=True)
     with pytest.raises(SamplingError, match=r"size mismatch for head_r\.weight"):
         load_predictor(folder)
 
@@ -139,6 +189,7 @@ def test_weights_of_another_shape_are_refused(folder: Path):
         ("{", "is not a predictor of this version"),
         ('{"format": 2}', "is not a predictor of this version"),
         ("[]", "is not a predictor of this version"),
+        ("[" * 200_000, "is not a predictor of this version"),
     ],
 )
 def test_facts_that_cannot_be_read_are_refused(folder: Path, content: str, message: str):
@@ -201,6 +252,30 @@ def test_two_predictors_have_two_labels_and_one_has_one_wherever_it_lies(
     assert first.label == copy.label != other.label
     assert first.identity == copy.identity != other.identity
     assert first.label.startswith("amed(ipndm(order=4), ")
+
+
+def test_a_label_tells_how_it_was_trained_and_a_cell_what_it_draws(folder: Path, tmp_path: Path):
+    save_predictor(
+        tmp_path / "other",
+        fill(predictor()),
+        FACTS.model_copy(update={"training": {"lr": 0.01}}),
+    )
+    one, other = (AmedSpec(predictor=str(path)) for path in (folder, tmp_path / "other"))
+    assert one.label == f"amed(ipndm(order=4), {one.facts.seal[:8]})"
+    assert one.label != other.label
+    assert one.identity == other.identity
+
+
+def test_the_same_weights_with_other_facts_are_another_predictor(folder: Path):
+    before = drawn(folder)
+    # Scales are no part of the weights.
+    wider = AmedPredictor(0.05, 0.2, dtype=torch.float64)
+    facts = save_predictor(folder, fill(wider), FACTS.model_copy(update={"scale_dir": 0.05}))
+    assert (
+        facts.weights_sha256
+        == save_predictor(folder.parent / "again", fill(predictor()), FACTS).weights_sha256
+    )
+    assert not torch.equal(drawn(folder), before)
 
 
 def test_denoising_at_the_end_is_one_call_more(folder: Path):

@@ -14,11 +14,25 @@ import torch
 from PIL import Image
 
 from fleetstep.config import AmedEvaluationSpec, AmedExperiment, load
-from fleetstep.errors import CheckpointError, NonFiniteError, ResumeError, SamplingError
-from fleetstep.orchestration.amed_checkpoint import load_state, save_state
+from fleetstep.durable import write_json
+from fleetstep.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    ResumeError,
+    SamplingError,
+)
+from fleetstep.orchestration import amed_worker
+from fleetstep.orchestration.amed_checkpoint import choose_amed_start, load_state, save_state
+from fleetstep.orchestration.amed_job import train_amed
 from fleetstep.orchestration.amed_preview import preview_amed
 from fleetstep.orchestration.amed_report import AmedReport, base_solver, make_report, read_report
-from fleetstep.orchestration.amed_worker import facts_of, metrics_of
+from fleetstep.orchestration.amed_worker import (
+    AmedAssignment,
+    facts_of,
+    metrics_of,
+    run_amed_worker,
+)
 from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
 from fleetstep.orchestration.sweep_plan import SnapshotRef
 from fleetstep.reporting.amed import Contender, Spread, error_figure, learned_figure, report_table
@@ -161,6 +175,50 @@ class TestCheckpoints:
         with pytest.raises(ResumeError, match="another experiment"):
             choose_start(store, "auto", other)
 
+    def test_a_longer_training_is_not_the_start_of_a_shorter_one(
+        self, experiment: AmedExperiment, snapshot: SnapshotRef, tmp_path: Path
+    ):
+        shorter = experiment.model_copy(update={"storage": str(tmp_path)})
+        store, facts = CheckpointStore(shorter.folder / "checkpoints"), facts_of(shorter, snapshot)
+        state = trainer_of(experiment, snapshot).state_dict()
+        save_state(store, state, facts, loop=3, images_seen=12, group=ALONE)
+        # Before Ray is asked for anything.
+        with pytest.raises(ResumeError, match="on 12 latents, which is more than the 8") as caught:
+            train_amed(shorter)
+        assert "set training.images to 12 or more, or choose another run name" in str(caught.value)
+        with pytest.raises(ResumeError, match="on 12 latents"):
+            choose_amed_start(store, "must", facts, shorter.images, ALONE)
+        start = choose_amed_start(store, "must", facts, 12)
+        assert start is not None
+        assert start.images_seen == 12
+
+    def test_a_predictor_says_how_many_latents_it_has_seen(self, trained: Path):
+        training = AmedSpec(predictor=str(trained)).facts.training
+        assert (training["images"], training["latents_seen"]) == (8, 4)
+
+
+def test_a_worker_computes_as_exactly_as_training_does(
+    experiment: AmedExperiment,
+    snapshot: SnapshotRef,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Enough(Exception):
+        pass
+
+    def load(*_: object, device: torch.device) -> None:
+        assert set_up == [device]
+        raise Enough
+
+    set_up: list[torch.device] = []
+    monkeypatch.setattr(amed_worker, "exact_on_cuda", set_up.append)
+    monkeypatch.setattr(amed_worker, "load_denoiser", load)
+    job = AmedAssignment(
+        experiment.model_dump_json(), snapshot, "r", "", str(tmp_path), lambda name: None
+    )
+    with pytest.raises(Enough):
+        run_amed_worker(job.as_dict())
+
 
 def test_every_step_of_a_loop_is_logged():
     report = LoopReport(3, 512, (1.0, 3.0), (0.5, 0.25), 2)
@@ -208,6 +266,23 @@ class TestPreview:
         guided = preview_amed(load(AmedExperiment, None, overrides))
         assert (guided.nfe, guided.teacher_calls, guided.backward_calls) == (6, 16, 4)
 
+    @pytest.mark.parametrize(
+        ("scale", "dropout", "warned"), [(4, 0.0, True), (1, 0.0, False), (4, 0.1, False)]
+    )
+    def test_guidance_of_a_run_that_dropped_no_label_is_warned_of(
+        self, tmp_path: Path, digits_path: Path, scale: int, dropout: float, warned: bool
+    ):
+        run = write_small_run(tmp_path, digits_path)
+        (file,) = run.glob("snapshots/*/snapshot.json")
+        facts = json.loads(file.read_text())
+        facts["config"]["training"]["label_dropout"] = dropout
+        write_json(file, facts)
+        training = f"training={{points: 3, guidance: {{scale: {scale}}}}}"
+        preview = preview_amed(load(AmedExperiment, None, [f"run={run}", "name=p", training]))
+        line = "  warning: small dropped no label in training"
+        assert (line in preview.summary()) == warned
+        assert len(preview.as_dict()["warnings"]) == warned
+
     def test_a_dry_run_prints_it_and_starts_nothing(
         self, run: Callable[..., tuple[int, str, str]], tmp_path: Path, digits_path: Path
     ):
@@ -218,6 +293,8 @@ class TestPreview:
         assert "8,950 parameters" in out
         assert "at NFE 5 with an analytical first step" in out
         assert "runs/nowhere is NOT THERE" in out
+        assert "train it, or make it of released weights" in out
+        assert "fleetstep import edm NETWORK.pkl --out runs/nowhere" in out
         code, out, _ = run("amed", "train", file, "--dry-run", "--json")
         assert json.loads(out)["updates"] == 79 * 3
         code, _, err = run("amed", "train", file, f"storage={tmp_path}/runs")
@@ -309,6 +386,39 @@ class TestReport:
         own = facts.model_copy(update={"student": AmedStudentSpec()})
         assert base_solver(own).label == "dpm2(r=0.5, afs=True)"
 
+    def test_no_image_is_alone_in_a_call(
+        self, experiment: AmedExperiment, snapshot: SnapshotRef, trained: Path
+    ):
+        denoiser = load_denoiser(snapshot, "ema", device=CPU)
+        sizes: set[int] = set()
+        denoiser.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+        evaluation = AmedEvaluationSpec(latents=5, reference_nfe=6, batch=2)
+        report = make_report(
+            denoiser,
+            trained,
+            experiment.training,
+            evaluation,
+            shape=snapshot.shape,
+            classes=snapshot.classes,
+            group=ALONE,
+        )
+        assert sizes == {2, 3}
+        assert report.latents == 5
+
+    @pytest.mark.parametrize(
+        ("latents", "counts"),
+        [(0, []), (2, [2]), (4, [4]), (5, [5]), (6, [4, 2]), (8, [4, 4]), (9, [4, 5])],
+    )
+    def test_latents_are_cut_into_batches(self, latents: int, counts: list[int]):
+        batches = AmedEvaluationSpec(latents=latents, batch=4).batches
+        assert [count for _, count in batches] == counts
+        assert [first for first, _ in batches] == [sum(counts[:i]) for i in range(len(counts))]
+
+    def test_one_latent_is_refused(self):
+        overrides = ["run=r", "name=p", "training={points: 3}", "evaluation={latents: 1}"]
+        with pytest.raises(ConfigError, match=r"evaluation\.latents.*use 2 or more, or 0"):
+            load(AmedExperiment, None, overrides, data_required=False)
+
     def test_no_latents_are_no_report(self):
         assert AmedEvaluationSpec(latents=0).latents == 0
 
@@ -336,6 +446,8 @@ def test_figures_show_each_step_and_each_sampler(tmp_path: Path):
         with Image.open(tmp_path / "it.png") as picture:
             assert picture.width > 800
     table = report_table(contenders, 256)
+    assert str(table.title) == "RMSE per pixel to the reference, 256 held-out latents"
+    assert table.columns[2].header == "RMSE per pixel"
     assert list(table.columns[3].cells) == ["1.00 x", "0.25 x", "0.50 x"]
 
 

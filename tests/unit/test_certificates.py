@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ from PIL import Image
 from fleetstep.orchestration import certify as certifying
 from fleetstep.orchestration.certify import markdown
 from fleetstep.sampling.certificates import orders
-from fleetstep.sampling.certificates.record import Certificate, last_slope, slope_failures
+from fleetstep.sampling.certificates.record import (
+    Certificate,
+    last_slope,
+    slope_failures,
+    value_failures,
+)
 
 
 def test_the_slope_is_that_of_the_last_two_sizes():
@@ -27,24 +33,38 @@ def test_a_slope_beyond_its_tolerance_fails_and_so_does_none():
     assert len(slope_failures(last_slope((1, 2), (1.0, 0.0)), 2.0, None)) == 1
 
 
+def test_a_value_beyond_its_tolerance_fails_and_so_does_none():
+    found = value_failures("error", "N", (8, 16, 32), (1.009, 1.011, math.nan), (1.0, 1.0, 1.0))
+    assert found == (
+        "error 1.011 at N = 16, expected 1 ± 1%",
+        "error nan at N = 32, expected 1 ± 1%",
+    )
+
+
 def test_the_command_writes_table_record_and_plots(run, tmp_path: Path):
     out = tmp_path / "c"
     code, text, _ = run(
         *("certify", "--quick", "--out", out),
-        *("--solver", "euler", "--solver", "accelerated_ddpm"),
+        *("--solver", "euler", "--solver", "plms", "--solver", "accelerated_ddpm"),
     )
     assert code == 0
     record = json.loads((out / "certificates.json").read_text())
     assert record["passed"]
     assert record["quick"]
     kinds = {certificate["kind"] for certificate in record["certificates"]}
-    assert kinds == {"euler", "accelerated_ddpm"}
+    assert kinds == {"euler", "plms", "accelerated_ddpm"}
     groups = {certificate["group"] for certificate in record["certificates"]}
     assert groups == {"order", "order in law", "total variation"}
     count = len(record["certificates"])
     assert f"{count} of {count} certificates hold" in text
     table = (out / "certificates.md").read_text()
     assert table.count("| holds |") == count
+    # Slope, expected, declared, and the error beside its known value: another's, or our own.
+    assert "| euler | 1.00 | 1.00 | 1 | 1.000 |" in table
+    assert "| plms | 2.00 | 2.00 | 2 | 1.000* |" in table
+    assert "│ 1.000* │" in text
+    ratios = {entry["kind"]: entry["ratio"] for entry in record["certificates"][:2]}
+    assert ratios == pytest.approx({"euler": 1.0, "plms": 1.0}, rel=1e-4)
     for name in ("certificate-orders.png", "certificate-tv.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 400

@@ -19,6 +19,7 @@ from fleetstep.sampling.catalogue import catalogue
 from fleetstep.sampling.spec import (
     ALIASES,
     PREDICTOR_FACTS,
+    PREDICTOR_WEIGHTS,
     EulerSpec,
     PolynomialSpec,
     PredictorFacts,
@@ -216,7 +217,7 @@ def test_a_predictor_of_another_snapshot_is_refused(run: Run, small: Path, tmp_p
         run="other",
         images_seen=12_800,
         weights_sha256="0" * 64,
-    )
+    ).sealed()
     (tmp_path / PREDICTOR_FACTS).write_text(facts.model_dump_json())
     code, _, err = run(
         "sample", small, "--solver", f"amed:{tmp_path}", "--out", tmp_path / "g.png"
@@ -228,17 +229,13 @@ def test_a_predictor_of_another_snapshot_is_refused(run: Run, small: Path, tmp_p
     assert "makes 4 network calls, not 7" in err
 
 
-@pytest.mark.parametrize("afs", [True, False])
-def test_a_predictor_samples_the_snapshot_it_was_trained_for(
-    run: Run, small: Path, tmp_path: Path, afs: bool
-):
-    from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
+def write_predictor(folder: Path, source: Path, *, afs: bool = True) -> Path:
+    """An untrained predictor for the run in `source`."""
+    from fleetstep.orchestration.snapshots import find_snapshots
     from fleetstep.sampling.amed.files import save_predictor
     from fleetstep.sampling.amed.predictor import AmedPredictor
-    from fleetstep.sampling.first_calls import FirstCalls
-    from fleetstep.sampling.generate import generate
 
-    (snapshot,) = find_snapshots([str(small)], which="last", track="ema")
+    (snapshot,) = find_snapshots([str(source)], which="last", track="ema")
     facts = PredictorFacts(
         student=EulerSpec(),
         schedule=PolynomialSpec(),
@@ -252,7 +249,20 @@ def test_a_predictor_samples_the_snapshot_it_was_trained_for(
         images_seen=snapshot.images_seen,
         weights_sha256="",
     )
-    save_predictor(tmp_path / "p", AmedPredictor(0.01, 0.0, seed=0, dtype=torch.float64), facts)
+    save_predictor(folder, AmedPredictor(0.01, 0.0, seed=0, dtype=torch.float64), facts)
+    return folder
+
+
+@pytest.mark.parametrize("afs", [True, False])
+def test_a_predictor_samples_the_snapshot_it_was_trained_for(
+    run: Run, small: Path, tmp_path: Path, afs: bool
+):
+    from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
+    from fleetstep.sampling.first_calls import FirstCalls
+    from fleetstep.sampling.generate import generate
+
+    (snapshot,) = find_snapshots([str(small)], which="last", track="ema")
+    write_predictor(tmp_path / "p", small, afs=afs)
     solver, nfe = f"amed:{tmp_path / 'p'}", 6 - afs
     files = []
     for seeds in ("0-5", "2-3"):
@@ -328,6 +338,75 @@ def test_a_dry_run_of_a_sweep_tells_cells_of_one_kind_apart(run: Run, small: Pat
         "ipndm(order=4, afs=True), 5 calls",
     ):
         assert f"  {cell}, small at 3,200 images" in text
+
+
+@pytest.mark.parametrize("dry", [("--dry-run",), ()], ids=["dry run", "run"])
+@pytest.mark.parametrize(
+    ("file", "problem"), [(PREDICTOR_FACTS, "was changed"), (PREDICTOR_WEIGHTS, "is damaged")]
+)
+def test_a_sweep_refuses_a_damaged_predictor_before_it_starts(
+    run: Run,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    problem: str,
+    dry: tuple[str, ...],
+):
+    from fleetstep.orchestration import sweep_job
+
+    monkeypatch.setattr(sweep_job, "connect", lambda *_: pytest.fail("Ray was started"))
+    folder = write_predictor(tmp_path / "p", small)
+    content = (folder / file).read_bytes()
+    changed = content.replace(b"0.002", b"0.003")
+    (folder / file).write_bytes(changed if changed != content else content[:-1] + b"?")
+    solver = f"solvers=[{{kind: amed, predictor: {folder}}}]"
+    given = (f"runs=[{small}]", f"storage={tmp_path}", solver)
+    code, _, err = run("sweep", PRESETS / "digits-sweep.yaml", *given, *dry)
+    assert code == 2
+    assert f"{folder / file} {problem}" in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "out"),
+    [
+        (("certify", "--quick", "--solver", "rk45"), "file"),
+        (("certify", "--quick", "--solver", "rk45"), "file/folder"),
+        (("trajectory", "SMALL", "--samples", 2), "file"),
+        (("sample", "SMALL", "--seeds", "0-1"), "file/x.png"),
+        (("sample", "SMALL", "--seeds", "0-1"), "."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_where_nothing_can_be_written_is_refused_before_the_work(
+    run: Run,
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: tuple[object, ...],
+    out: str,
+):
+    from fleetstep.orchestration import certify, sample, trajectory_report
+
+    for module, work in (
+        (certify, "_progress"), (sample, "load_denoiser"), (trajectory_report, "load_denoiser")
+    ):  # fmt: skip
+        monkeypatch.setattr(module, work, lambda *_, **__: pytest.fail("work was begun"))
+    (tmp_path / "file").write_text("in the way")
+    words = [small if word == "SMALL" else word for word in verb]
+    code, _, err = run(*words, "--out", tmp_path / out)
+    assert code == 2
+    assert "--out: " in err
+    assert ("is a file)" if "file" in out else "is a folder") in err
+    assert (tmp_path / "file").read_text() == "in the way"
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_arrays_in_the_place_of_a_folder_are_refused(run: Run, small: Path, tmp_path: Path):
+    where = ("--out", tmp_path / "g.png", "--npz", tmp_path)
+    code, _, err = run("sample", small, "--seeds", "0-1", *where)
+    assert code == 2
+    assert f"--npz: {tmp_path} is a folder" in err
 
 
 def test_a_sample_depends_on_its_seed_alone(run: Run, digits_path: Path, tmp_path: Path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ from fleetstep.config.files import read
 from fleetstep.data.augmentation import Augmentation
 from fleetstep.data.batch import Batch
 from fleetstep.errors import ConfigError
+from fleetstep.evaluation import features
 from fleetstep.orchestration.amed_preview import preview_amed
 from fleetstep.orchestration.pieces import network_of, objective_of
 from fleetstep.orchestration.preview import preview_training
@@ -80,14 +83,51 @@ def test_an_experiment_passes_its_dry_run_and_states_what_it_stands_for(path: Pa
     assert ("cannot pack yet" in text) == spec.data.expects.latents  # type: ignore[union-attr]
 
 
+@functools.cache
+def known_networks() -> set[str]:
+    return {read(found)["name"] for found in EXPERIMENTS} | RELEASED
+
+
 @pytest.mark.parametrize("path", SWEEPS, ids=name)
 def test_a_sweep_names_runs_of_presets(path: Path):
     sweep = load(SweepSpec, path)
     assert sweep.published or path.stem == "digits-sweep"
-    known = {read(found)["name"] for found in EXPERIMENTS} | RELEASED
-    assert {Path(run).name for run in sweep.runs} <= known
+    assert {Path(run).name for run in sweep.runs} <= known_networks()
     if not any(solver.adaptive for solver in sweep.solvers):
         assert {entry.nfe for entry in sweep.published} - {None} <= set(sweep.nfe)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=name)
+def test_a_sweep_passes_its_dry_run_and_states_what_it_stands_for(
+    path: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Neither the runs nor the Inception weights are there.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "cached_inception", lambda: tmp_path / "inception.pt")
+    spec = load(SweepSpec, path)
+    code, text, _ = run("sweep", path, "--dry-run")
+    assert code == 0
+    assert all(f"{network} is NOT THERE" in text for network in spec.runs)
+    inception = spec.extractor.kind == "inception"
+    assert ("the Inception weights are not at" in text) == inception
+    assert all(f"  published: {entry.text}\n" in text for entry in spec.published)
+
+    code, text, _ = run("sweep", path, "--dry-run", "--json")
+    assert code == 0
+    shown = json.loads(text)
+    assert len(shown["missing"]) == len(spec.runs) + inception
+    assert [entry["where"] for entry in shown["sweep"]["published"]] == [
+        entry.where for entry in spec.published
+    ]
+    adaptive = sum(solver.adaptive for solver in spec.solvers)
+    chosen = (len(spec.solvers) - adaptive) * len(spec.nfe)
+    assert len(shown["grid"]) + len(shown["skipped"]) == chosen + adaptive
+    assert len(shown["cells"]) == len(shown["grid"]) * len(spec.runs)
+    calls = sum(120 if pair["nfe"] is None else pair["nfe"] for pair in shown["grid"])
+    assert shown["network_calls"] == calls * spec.samples * len(spec.runs)
+    if not adaptive:  # whose published calls nobody can choose
+        assert {e.nfe for e in spec.published} - {None} <= {pair["nfe"] for pair in shown["grid"]}
+    assert list(tmp_path.iterdir()) == []
 
 
 def predictor(path: Path, *overrides: str) -> AmedExperiment:
@@ -97,8 +137,7 @@ def predictor(path: Path, *overrides: str) -> AmedExperiment:
 @pytest.mark.parametrize("path", PREDICTORS, ids=name)
 def test_a_predictor_passes_its_dry_run_and_states_what_it_stands_for(path: Path):
     spec = predictor(path)
-    known = {read(found)["name"] for found in EXPERIMENTS} | RELEASED
-    assert Path(spec.run).name in known
+    assert Path(spec.run).name in known_networks()
     text = preview_amed(spec).text()
     assert all(entry.text in text for entry in spec.published)
     if path.stem != "digits-amed":

@@ -185,7 +185,7 @@ def predictor(folder: Path, snapshot: str = "a" * 64) -> AmedSpec:
         run="edm",
         images_seen=12_800,
         weights_sha256="0123456789abcdef" * 4,
-    )
+    ).sealed()
     folder.mkdir()
     (folder / PREDICTOR_FACTS).write_text(facts.model_dump_json())
     return AmedSpec(predictor=str(folder))
@@ -212,7 +212,7 @@ class TestSolversOfTheirOwn:
         assert (cell.snapshot.run, cell.nfe, cell.dtype) == ("edm", 3, "float32")
         assert {c.dtype for c in made.cells if c is not cell} == {"float64"}
         (skipped,) = made.skipped
-        assert skipped.solver == "amed(ipndm(order=4), 01234567) on fdm"
+        assert skipped.solver == f"amed(ipndm(order=4), {cell.solver.facts.seal[:8]}) on fdm"
         assert skipped.nfe == 3
         assert "not for snapshot bbbbbbbbbbbb" in skipped.reason
         assert schedule_label(cell.solver) == "polynomial(rho=7)"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from fleetstep.config.specs import ClusterSpec, PathText, PublishedSpec, TrackingSpec
 from fleetstep.diffusion.spec import ProcessSpec, check_range
@@ -25,15 +26,33 @@ class AmedEvaluationSpec(Spec):
     never drew.
 
     Attributes:
-        latents: how many; 0 makes no report.
+        latents: how many, at least 2; 0 makes no report.
         reference_nfe: network calls per image of the reference, at least; Heun's method on a
             refinement of the same levels.
-        batch: latents in a call.
+        batch: latents in a call; the last call may have fewer, or one more.
     """
 
     latents: int = Field(256, ge=0)
     reference_nfe: PositiveInt = 200
     batch: int = Field(64, ge=2)
+
+    @field_validator("latents")
+    @classmethod
+    def _not_one(cls, latents: int) -> int:
+        if latents == 1:
+            raise ValueError(
+                "one image alone meets other kernels than a batch does; use 2 or more, or 0 for "
+                "no report"
+            )
+        return latents
+
+    @property
+    def batches(self) -> tuple[tuple[int, int], ...]:
+        """(first, count) of each call's latents, never one alone: it joins the batch before."""
+        cuts = [*range(0, self.latents, self.batch), self.latents]
+        if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
+            del cuts[-2]
+        return tuple((first, after - first) for first, after in pairwise(cuts))
 
 
 class AmedExperiment(Spec):
@@ -161,10 +180,17 @@ def check_presence(parts: Mapping[str, Any]) -> list[str]:
     if "run" not in parts or _snapshot_facts(Path(parts["run"])) is not None:
         return []
     return [
-        f"run: {parts['run']} is neither a run folder with snapshots nor a snapshot; train it, or "
-        "make it of released weights, e.g. `fleetstep import edm NETWORK.pkl --out "
-        f"{parts['run']}`"
+        f"run: {parts['run']} is neither a run folder with snapshots nor a snapshot; "
+        f"{how_to_make(parts['run'])}"
     ]
+
+
+def how_to_make(run: str) -> str:
+    """How a network that is not there is made."""
+    return (
+        "train it, or make it of released weights, e.g. `fleetstep import edm NETWORK.pkl --out "
+        f"{run}`"
+    )
 
 
 def check_guidance(training: AmedTrainingSpec, classes: int, run: str) -> list[str]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fleetstep.durable import entry_of, remove_folder, write_json, write_whole
-from fleetstep.errors import CheckpointError, NonFiniteError
+from fleetstep.errors import CheckpointError, NonFiniteError, ResumeError
 from fleetstep.sampling.amed.training import TrainerState
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
 from fleetstep.training.checkpoint_format import (
@@ -24,6 +24,7 @@ from fleetstep.training.checkpoint_format import (
     open_checkpoint,
 )
 from fleetstep.training.group import Group
+from fleetstep.training.resume import Resume, choose_start
 
 _PART = "rank-00000.safetensors"
 
@@ -65,6 +66,34 @@ def save_state(
         )
     on_event("save:done")
     return open_checkpoint(path)
+
+
+def choose_amed_start(
+    store: CheckpointStore,
+    resume: Resume,
+    facts: RunFacts,
+    images: int,
+    group: Group | None = None,
+) -> Checkpoint | None:
+    """`choose_start`, within the budget: what a longer training learned must not be stored as the
+    result of a shorter one; collective if a group is given.
+
+    Args:
+        store, resume, facts, group: see `choose_start`.
+        images: latents of the whole training.
+
+    Raises:
+        ResumeError: the policy cannot be kept, or the checkpoint belongs to another training, or
+            to a longer one.
+    """
+    start = choose_start(store, resume, facts, group)
+    if start is not None and start.images_seen > images:
+        raise ResumeError(
+            f"{start.path} was trained on {start.images_seen:,} latents, which is more than the "
+            f"{images:,} that training.images asks for",
+            f"set training.images to {start.images_seen} or more, or choose another run name",
+        )
+    return start
 
 
 def load_state(checkpoint: Checkpoint) -> TrainerState:

@@ -20,6 +20,7 @@ from fleetstep import config
 from fleetstep.config import AmedExperiment
 from fleetstep.config.amed import check_guidance
 from fleetstep.errors import ConfigError, TrackingError
+from fleetstep.orchestration.amed_checkpoint import choose_amed_start
 from fleetstep.orchestration.amed_report import AmedReport, read_report
 from fleetstep.orchestration.amed_worker import (
     AmedAssignment,
@@ -31,6 +32,7 @@ from fleetstep.orchestration.amed_worker import (
 from fleetstep.orchestration.history import FIGURES
 from fleetstep.orchestration.progress import Follower
 from fleetstep.orchestration.run_folder import RunFolder
+from fleetstep.orchestration.sample import guidance_warnings
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.snapshots import find_snapshots
 from fleetstep.orchestration.sweep_job import tracking_uri
@@ -41,7 +43,7 @@ from fleetstep.orchestration.trainer import Say, check_workers, run_workers, tel
 from fleetstep.reporting.amed import error_figure, learned_figure, report_table
 from fleetstep.reporting.plots import write_plot
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
-from fleetstep.training.resume import Resume, choose_start
+from fleetstep.training.resume import Resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class AmedResult:
         images_seen: latents, over all workers.
         seconds: wall time of this call.
         report: what the predictor gains; None if none was asked for.
+        warnings: what a user should know of the network and the guidance.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class AmedResult:
     images_seen: int
     seconds: float
     report: AmedReport | None
+    warnings: tuple[str, ...]
 
     def text(self) -> str:
         """A closing line."""
@@ -86,6 +90,7 @@ class AmedResult:
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             "report": None if self.report is None else self.report.as_dict(),
+            "warnings": list(self.warnings),
         }
 
 
@@ -110,7 +115,8 @@ def train_amed(
     Raises:
         CheckpointError: the network's snapshot is missing or damaged.
         ConfigError: guidance is asked of an unconditional network.
-        ResumeError: the policy cannot be kept, or the checkpoint belongs to another training.
+        ResumeError: the policy cannot be kept, or the checkpoint belongs to another training, or
+            to a longer one.
         ResourceError: the cluster cannot place the workers.
         TrainingError: the workers failed more often than `cluster.max_restarts`.
     """
@@ -119,7 +125,7 @@ def train_amed(
     snapshot = network_of_training(experiment)
     folder, facts = RunFolder(experiment.folder), facts_of(experiment, snapshot)
     store = CheckpointStore(folder.checkpoints)
-    if choose_start(store, resume, facts) is None:
+    if choose_amed_start(store, resume, facts, experiment.images) is None:
         check_metrics(folder, facts)
     for skipped in store.skipped:
         tell(say, f"  passed over {skipped.path.name}: {skipped.reason}")
@@ -160,6 +166,7 @@ def train_amed(
         images_seen=outcome["images_seen"],
         seconds=time.monotonic() - started,
         report=report,
+        warnings=tuple(guidance_warnings(snapshot, experiment.training.guidance)),
     )
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from fleetstep import config
 from fleetstep.config import AmedExperiment
+from fleetstep.config.amed import how_to_make
 from fleetstep.diffusion.spec.laws import level_range
 from fleetstep.errors import CheckpointError
+from fleetstep.orchestration.sample import guidance_warnings
 from fleetstep.orchestration.snapshots import find_snapshots, trained_experiment
 from fleetstep.sampling.amed.predictor import AmedPredictor
 from fleetstep.sampling.schedules import sigmas
@@ -23,7 +25,8 @@ class AmedPreview:
     """The numbers of a training before it starts; calls are the network's, guidance included.
 
     Attributes:
-        network: the snapshot, or why there is none.
+        network: the snapshot, or how to make one where there is none.
+        warnings: what a user should know before it starts.
         levels: of the student; on the whole range if the network is not there.
         nfe: calls per image of the trained sampler.
         teacher_calls: per latent of a loop.
@@ -37,6 +40,7 @@ class AmedPreview:
 
     experiment: AmedExperiment
     network: str
+    warnings: tuple[str, ...]
     levels: tuple[float, ...]
     nfe: int
     teacher_calls: int
@@ -77,8 +81,9 @@ class AmedPreview:
             f"  {self.calls:,} network calls on one latent in all, and "
             f"{self.backward_calls * self.experiment.images:,} backward",
         ]
+        warnings = (f"  warning: {warning}" for warning in self.warnings)
         published = (f"  published: {entry.text}" for entry in self.experiment.published)
-        return "\n".join([*lines, *published])
+        return "\n".join([*lines, *warnings, *published])
 
     def text(self) -> str:
         """The summary after the resolved configuration."""
@@ -91,6 +96,7 @@ class AmedPreview:
             "experiment": self.experiment.model_dump(mode="json"),
             **{name: getattr(self, name) for name in names},
             "levels": list(self.levels),
+            "warnings": list(self.warnings),
         }
 
 
@@ -106,14 +112,17 @@ def preview_amed(experiment: AmedExperiment) -> AmedPreview:
     steps, guided = training.chosen_points - 1, training.guidance
     calls = 1 if guided is None else guided.calls
     teacher = training.chosen_teacher.evals_per_step * (training.chosen_intermediate + 1)
-    network, low, high = _network(experiment)
+    network = _network(experiment)
     every = experiment.checkpoint_loops
     student_calls = training.chosen_nfe
     teacher_calls = calls * teacher * steps
     return AmedPreview(
         experiment=experiment,
-        network=network,
-        levels=tuple(sigmas(training.chosen_schedule, steps + 1, low, high).tolist()),
+        network=network.text,
+        warnings=network.warnings,
+        levels=tuple(
+            sigmas(training.chosen_schedule, steps + 1, network.low, network.high).tolist()
+        ),
         nfe=training.chosen_nfe,
         teacher_calls=teacher_calls,
         student_calls=student_calls,
@@ -132,16 +141,32 @@ def _parameters(experiment: AmedExperiment) -> int:
     return sum(parameter.numel() for parameter in predictor.parameters())
 
 
-def _network(experiment: AmedExperiment) -> tuple[str, float, float]:
+@dataclass(frozen=True)
+class _Network:
     """What is said of the network, and the range of levels that it shares with samplers."""
+
+    text: str
+    low: float = SIGMA_MIN
+    high: float = SIGMA_MAX
+    warnings: tuple[str, ...] = ()
+
+
+def _network(experiment: AmedExperiment) -> _Network:
+    """What there is of the network."""
+    run = experiment.run
     try:
-        (snapshot,) = find_snapshots([experiment.run], which="last", track=experiment.track)
-    except CheckpointError as error:
+        (snapshot,) = find_snapshots([run], which="last", track=experiment.track)
+    except CheckpointError:
         # A dry run asks for no network; one that is there must be sound.
-        if Path(experiment.run).exists():
+        if Path(run).exists():
             raise
-        return f"{experiment.run} is NOT THERE: {error.remedy}", SIGMA_MIN, SIGMA_MAX
-    process = trained_experiment(snapshot).process
-    low, high = level_range(process)
-    where = f"{snapshot.run} at {snapshot.images_seen:,} images ({snapshot.path})"
-    return where, max(low, SIGMA_MIN), min(high, SIGMA_MAX)
+        return _Network(
+            f"{run} is NOT THERE, so nothing was checked against it: {how_to_make(run)}"
+        )
+    low, high = level_range(trained_experiment(snapshot).process)
+    return _Network(
+        f"{snapshot.run} at {snapshot.images_seen:,} images ({snapshot.path})",
+        max(low, SIGMA_MIN),
+        min(high, SIGMA_MAX),
+        tuple(guidance_warnings(snapshot, experiment.training.guidance)),
+    )

@@ -1,5 +1,6 @@
-"""What a trained predictor gains: distances to a fine reference trajectory on held-out latents, of
-the student with it, of its own base solver at the same cost, and of the teacher.
+"""What a trained predictor gains: root mean squared errors per pixel to a fine reference
+trajectory on held-out latents, of the student with it, of its own base solver at the same cost,
+and of the teacher.
 
 Legend: B batch, C channels, H W pixels, N points of the schedule.
 """
@@ -66,7 +67,7 @@ class AmedReport:
         return asdict(self)
 
     def metrics(self) -> dict[str, float]:
-        """Errors of the samples, for the tracker."""
+        """RMSE per pixel of the samples, for the tracker."""
         roles = ("base", "amed", "teacher", "base_without_afs")
         return {
             f"report/rmse_{role}": contender.rmse[-1]
@@ -271,9 +272,7 @@ def _spreads(
 
 def _batches(evaluation: AmedEvaluationSpec, group: Group) -> list[tuple[int, int]]:
     """(first, count) of this worker's batches."""
-    size = evaluation.batch
-    starts = range(group.rank * size, evaluation.latents, group.world * size)
-    return [(first, min(size, evaluation.latents - first)) for first in starts]
+    return list(evaluation.batches[group.rank :: group.world])
 
 
 def _guided(denoiser: FeatureDenoiser, training: AmedTrainingSpec) -> Denoiser:

@@ -15,8 +15,9 @@ from torch import Tensor
 from fleetstep.config import AmedExperiment
 from fleetstep.durable import write_json
 from fleetstep.errors import FleetstepError
+from fleetstep.exactness import exact_on_cuda
 from fleetstep.networks.dit import Dit
-from fleetstep.orchestration.amed_checkpoint import load_state, save_state
+from fleetstep.orchestration.amed_checkpoint import choose_amed_start, load_state, save_state
 from fleetstep.orchestration.amed_report import make_report
 from fleetstep.orchestration.fit_worker import device_of, report_checkpoint
 from fleetstep.orchestration.metric_logger import MetricLogger
@@ -29,7 +30,6 @@ from fleetstep.sampling.amed.training import AmedTrainer, LoopReport, Share
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent
 from fleetstep.training.checkpoint_format import RunFacts
 from fleetstep.training.group import current_group
-from fleetstep.training.resume import choose_start
 
 _KEEP = 2
 
@@ -105,6 +105,7 @@ class _Run:
     ) -> None:
         self._experiment, self._folder, self._snapshot = experiment, folder, job.snapshot
         self._on_event, self._facts = job.on_event, facts_of(experiment, job.snapshot)
+        exact_on_cuda(device)
         self._group = group = current_group(device)
         self._denoiser = load_denoiser(job.snapshot, experiment.track, device=device)
         self._trainer = AmedTrainer(
@@ -136,7 +137,9 @@ class _Run:
         """All loops that are left, from the newest sound checkpoint; then the predictor and what
         it gains.
         """
-        start = choose_start(self._store, "auto", self._facts, self._group)
+        start = choose_amed_start(
+            self._store, "auto", self._facts, self._experiment.images, self._group
+        )
         if start is not None:
             self._trainer.load_state_dict(load_state(start))
         loops, saved = self._experiment.training.loops, self._trainer.loops_done

@@ -17,14 +17,17 @@ from rich.text import Text
 from fleetstep import __version__
 from fleetstep.durable import write_whole
 from fleetstep.errors import UsageError
+from fleetstep.orchestration.output_paths import output_folder
 from fleetstep.reporting.certificate_plots import LogLine, LogPanel, write_log_plot
 from fleetstep.sampling.certificates import adaptive, laws, orders
 from fleetstep.sampling.certificates.record import Certificate, Group
 
 _TITLES: dict[Group, str] = {
-    "order": "Order: error of the end against steps",
+    "order": "Order: error of the end against steps; ratio: the first to its known value (*: "
+    "this package's own)",
     "order in law": "Order in law: Wasserstein-2 distance against steps",
-    "total variation": "Total variation under schedule (13): slope against ln T / T",
+    "total variation": "Total variation under schedule (13): slope against ln T / T; ratio to "
+    "the known values: the farthest from 1",
     "tolerance": "Adaptive: error against tolerance",
 }
 
@@ -88,7 +91,7 @@ def certify(
         say: where progress goes.
 
     Raises:
-        UsageError: a kind is not one that is certified.
+        UsageError: a kind is not one that is certified, or `out` cannot be written to.
         OSError: a file cannot be written.
     """
     jobs = [job for job in _jobs(quick) if not solvers or job.kind in solvers]
@@ -98,7 +101,7 @@ def certify(
             f"--solver {', '.join(unknown)} is not certified", f"choose from {', '.join(known)}"
         )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        output_folder("--out", out)
     started = time.monotonic()
     found = []
     for done, job in enumerate(jobs, start=1):
@@ -143,21 +146,26 @@ def _progress(certificate: Certificate, done: int, total: int, seconds: float) -
 
 
 def tables(result: Certified) -> list[Table]:
-    """One table for each group that was measured."""
+    """One table for each group that was measured; a column that would say nothing is left out."""
     made = []
     for group, members in _groups(result.certificates):
         table = Table(title=Text(_TITLES[group]), title_justify="left")
         table.add_column("solver", overflow="fold", min_width=28)
-        table.add_column("data", overflow="fold")
-        for title in ("slope", "expected", "declared", "last error"):
-            table.add_column(title, justify="right")
+        data = [certificate.problem.split("; ")[0] for certificate in members]
+        columns: list[Sequence[str]] = [[certificate.solver for certificate in members]]
+        if len(set(data)) > 1:
+            table.add_column("data", overflow="fold")
+            columns.append(data)
+        measured = zip(*(_cells(certificate)[1:6] for certificate in members), strict=True)
+        titles = ("slope", "expected", "declared", "ratio", "last error")
+        for title, column in zip(titles, measured, strict=True):
+            if any(column):
+                table.add_column(title, justify="right")
+                columns.append(column)
         table.add_column("verdict")
-        for certificate in members:
-            cells = _cells(certificate)
+        for certificate, *cells in zip(members, *columns, strict=True):
             style = "green" if certificate.passed else "red"
-            data = certificate.problem.split("; ")[0]
-            shown = (cells[0], data, *cells[1:5])
-            table.add_row(*map(Text, shown), Text(_verdict(certificate), style=style))
+            table.add_row(*map(Text, cells), Text(_verdict(certificate), style=style))
         made.append(table)
     return made
 
@@ -178,10 +186,17 @@ def _cells(certificate: Certificate) -> tuple[str, ...]:
         f"{certificate.slope:.2f}",
         "" if expected is None else f"{expected:.2f}",
         "" if declared is None else str(declared),
+        _ratio(certificate),
         f"{certificate.errors[-1]:.2e}",
         certificate.problem,
         certificate.note,
     )
+
+
+def _ratio(certificate: Certificate) -> str:
+    if certificate.ratio is None:
+        return ""
+    return f"{certificate.ratio:.3f}{'*' if certificate.pinned else ''}"
 
 
 def _verdict(certificate: Certificate) -> str:
@@ -193,8 +208,10 @@ def markdown(result: Certified) -> str:
     lines = ["# Certificates", "", result.summary() + f", fleetstep {__version__}.", ""]
     for group, members in _groups(result.certificates):
         lines += [f"## {_TITLES[group]}", ""]
-        lines += ["| solver | slope | expected | declared | last error | problem | note | |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| solver | slope | expected | declared | ratio | last error | problem | note | |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
         for certificate in members:
             cells = (*_cells(certificate), _verdict(certificate))
             lines.append("| " + " | ".join(cells) + " |")

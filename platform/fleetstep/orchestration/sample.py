@@ -14,6 +14,8 @@ import torch
 from pydantic import ValidationError
 
 from fleetstep.errors import UsageError
+from fleetstep.exactness import exact_on_cuda
+from fleetstep.orchestration.output_paths import output_file
 from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
 from fleetstep.orchestration.sweep_plan import SnapshotRef, shape_text
 from fleetstep.orchestration.sweep_solvers import schedule_label, state_dtype
@@ -110,7 +112,8 @@ def sample_to_files(
         say: where warnings and progress lines go.
 
     Raises:
-        UsageError: an argument cannot work, or the snapshot draws latents and `npz` is None.
+        UsageError: an argument cannot work, a file cannot be written where it is asked for, or
+            the snapshot draws latents and `npz` is None.
         SamplingError: the solver cannot make that many calls, or its predictor was trained for
             another snapshot.
     """
@@ -123,15 +126,15 @@ def sample_to_files(
     if isinstance(solver, AmedSpec):
         solver.check_network(snapshot.digest, ema, guidance)
     grid = _grid_of(snapshot, out, npz)
-    warnings = [*_guidance_warnings(snapshot, guidance), *_solver_warnings(solver)]
+    for option, file in (("--out", grid), ("--npz", npz)):
+        if file is not None:
+            output_file(option, file)
+    warnings = [*guidance_warnings(snapshot, guidance), *_solver_warnings(solver)]
     if say is not None:
         for warning in warnings:
             say(f"warning: {warning}")
-    # Before the work, so that a path that cannot be made costs nothing.
-    for file in (grid, npz):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    exact_on_cuda(device)
     generated = generate(
         load_denoiser(snapshot, ema, device=device),
         solver,
@@ -186,7 +189,7 @@ def _solver_warnings(solver: SolverSpec) -> list[str]:
     ]
 
 
-def _guidance_warnings(snapshot: SnapshotRef, guidance: GuidanceSpec | None) -> list[str]:
+def guidance_warnings(snapshot: SnapshotRef, guidance: GuidanceSpec | None) -> list[str]:
     """Guidance away from an image for no class that training never showed the network."""
     config = json.loads((snapshot.path / FACTS).read_text(encoding="utf-8"))["config"]
     # An imported snapshot does not say how it was trained.

@@ -36,7 +36,7 @@ from fleetstep.orchestration.sweep_plan import (
 )
 from fleetstep.orchestration.sweep_worker import UnitSummary, build_worker
 from fleetstep.orchestration.units import Fault, no_fault, read_unit
-from fleetstep.sampling.spec import AmedSpec, SolverSpec
+from fleetstep.sampling.spec import AmedSpec, SolverSpec, check_predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +97,20 @@ def plan(spec: SweepSpec) -> SweepPlan:
 
     Raises:
         UsageError: nothing of the grid can be run, or the number of samples makes no whole blocks.
-        SamplingError: a predictor is missing or damaged.
+        SamplingError: a predictor is missing, damaged or changed.
         CheckpointError: a snapshot is missing, damaged, or has no such EMA track.
         DataError: a run's dataset is missing or is not the one it was trained on.
         ExtractorError: the extractor's weights are missing or wrong.
     """
     storage = Path(spec.storage).resolve()
+    solvers = tuple(_wherever_read(solver) for solver in spec.solvers)
     extractor = load_extractor(spec.extractor)
     found = find_snapshots(spec.runs, which=spec.snapshots, track=spec.ema)
     refuse_latents(found)
     snapshots = [(s, reference_of(s, spec.reference_split, extractor)) for s in found]
     return plan_sweep(
         snapshots,
-        solvers=tuple(_wherever_read(solver) for solver in spec.solvers),
+        solvers=solvers,
         nfe=spec.nfe,
         samples=spec.samples,
         track=spec.ema,
@@ -123,10 +124,14 @@ def plan(spec: SweepSpec) -> SweepPlan:
 
 
 def _wherever_read(solver: SolverSpec) -> SolverSpec:
-    """The same solver in an actor's folder."""
+    """The same solver in an actor's folder; a predictor that actors would refuse is refused
+    here.
+    """
     if not isinstance(solver, AmedSpec):
         return solver
-    return solver.model_copy(update={"predictor": str(Path(solver.predictor).resolve())})
+    folder = Path(solver.predictor).resolve()
+    check_predictor(folder)
+    return solver.model_copy(update={"predictor": str(folder)})
 
 
 def _is_finished(storage: Path, unit: Unit) -> bool:

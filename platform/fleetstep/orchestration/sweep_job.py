@@ -11,13 +11,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from fleetstep import config
 from fleetstep.config import SweepSpec, resolve_secrets
 from fleetstep.orchestration import sweep as sweeping
 from fleetstep.orchestration.cell_scores import CellScore
@@ -27,7 +24,7 @@ from fleetstep.orchestration.pool import Notice
 from fleetstep.orchestration.run_folder import RunCard, RunFolder
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.sweep import Listener, Progress, SweepResult
-from fleetstep.orchestration.sweep_plan import ADAPTIVE_CALLS, Cell, SweepPlan
+from fleetstep.orchestration.sweep_plan import Cell, SweepPlan
 from fleetstep.orchestration.sweep_solvers import solver_text
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.tracking_store import default_uri
@@ -37,71 +34,6 @@ from fleetstep.reporting.tables import sweep_table
 
 Say = Callable[[str], None]
 _EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class SweepPreview:
-    """What a sweep would do: `fleetstep sweep --dry-run`."""
-
-    spec: SweepSpec
-    plan: SweepPlan
-
-    def summary(self) -> str:
-        """A few lines: cells, network calls, what is skipped and why."""
-        plan = self.plan
-        lines = [
-            f"{self.spec.name}: {len(plan.cells)} cells x {plan.samples} images = "
-            f"{plan.network_calls:,} network calls "
-            f"on one image{self._guess}; {len(plan.finished)} of {len(plan.units)} units are "
-            "finished already",
-            f"  {self.spec.actors} actor(s) x {self.spec.cpus_per_actor:g} CPU, batch "
-            f"{self.spec.batch}",
-        ]
-        return "\n".join(
-            [
-                *lines,
-                *(
-                    f"  skipped {pair.solver} at {pair.nfe} calls: {pair.reason}"
-                    for pair in plan.skipped
-                ),
-                *(f"  published: {entry.text}" for entry in self.spec.published),
-            ]
-        )
-
-    @property
-    def _guess(self) -> str:
-        """What is not known of the cost."""
-        adaptive = sum(cell.nfe is None for cell in self.plan.cells)
-        if not adaptive:
-            return ""
-        return (
-            f" ({adaptive} cells of an adaptive solver taken as {ADAPTIVE_CALLS} an image; what "
-            "they make is counted)"
-        )
-
-    def text(self) -> str:
-        """The summary and every cell, after the resolved configuration."""
-        lines = [self.summary(), *(f"  {cell}" for cell in self.plan.cells)]
-        return f"{config.dump(self.spec)}---\n" + "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        return {
-            "sweep": self.spec.model_dump(mode="json"),
-            "cells": [str(cell) for cell in self.plan.cells],
-            "skipped": [
-                {"solver": p.solver, "nfe": p.nfe, "reason": p.reason} for p in self.plan.skipped
-            ],
-            "network_calls": self.plan.network_calls,
-            "adaptive_cells": sum(cell.nfe is None for cell in self.plan.cells),
-            "units": len(self.plan.units),
-            "finished": len(self.plan.finished),
-        }
-
-
-def preview_sweep(spec: SweepSpec) -> SweepPreview:
-    """Plan the sweep; reads snapshots and finished units, starts nothing."""
-    return SweepPreview(spec, sweeping.plan(spec))
 
 
 def run_sweep(spec: SweepSpec, *, say: Say | None = None) -> SweepResult:

@@ -323,6 +323,16 @@ def _misfit(cell: Cell) -> Skipped | None:
     return None
 
 
+def nothing_to_score(skipped: Sequence[Skipped]) -> UsageError:
+    """The refusal of a grid of which nothing can be run."""
+    reasons = "; ".join(f"{s.solver} at {s.nfe}: {s.reason}" for s in skipped)
+    return UsageError(
+        "nothing to score: no snapshot, solver and NFE fit together "
+        f"({reasons or 'no snapshots'})",
+        "name at least one snapshot, and a number of calls that a solver can reach",
+    )
+
+
 def plan_sweep(
     snapshots: Sequence[tuple[SnapshotRef, ReferenceSet]],
     *,
@@ -380,12 +390,7 @@ def plan_sweep(
             # A dataset has one reference, however many copies of its folder there are.
             reference_of[cell] = references.setdefault(reference.key, reference)
     if not reference_of:
-        reasons = "; ".join(f"{s.solver} at {s.nfe}: {s.reason}" for s in skipped)
-        raise UsageError(
-            "nothing to score: no snapshot, solver and NFE fit together "
-            f"({reasons or 'no snapshots'})",
-            "name at least one snapshot, and a number of calls that a solver can reach",
-        )
+        raise nothing_to_score(skipped)
     # Runs that start from the same weights share samples: one set of units, a score for each.
     sampled = {cell.key: cell for cell in reversed(reference_of)}
     # References first: with them done, every cell can be scored from the moment it closes.

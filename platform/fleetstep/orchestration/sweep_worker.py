@@ -19,6 +19,7 @@ import torch
 
 from fleetstep.evaluation.features import Extractor, load_extractor
 from fleetstep.evaluation.spec import ExtractorSpec
+from fleetstep.exactness import exact_on_cuda
 from fleetstep.orchestration.snapshots import load_denoiser, reference_images
 from fleetstep.orchestration.sweep_plan import Cell, ReferenceSet, SnapshotRef, Unit
 from fleetstep.orchestration.units import (
@@ -164,6 +165,7 @@ def build_worker(
         ExtractorError: the extractor's weights are missing or wrong on this machine.
     """
     device = torch.device("cuda" if on_gpu else "cpu")
+    exact_on_cuda(device)
     return SweepWorker(
         storage,
         load_extractor(extractor, str(device)),

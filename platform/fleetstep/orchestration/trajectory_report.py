@@ -18,6 +18,8 @@ from torch import Tensor
 
 from fleetstep.durable import write_whole
 from fleetstep.errors import UsageError
+from fleetstep.exactness import exact_on_cuda
+from fleetstep.orchestration.output_paths import output_folder
 from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
 from fleetstep.orchestration.sweep_plan import SnapshotRef
 from fleetstep.reporting.geometry_plots import Band, Search, View, write_alignment, write_geometry
@@ -94,7 +96,7 @@ def report_trajectories(
         say: where progress goes.
 
     Raises:
-        UsageError: numbers that cannot work.
+        UsageError: numbers that cannot work, or `out` cannot be written to.
         OSError: a file cannot be written.
     """
     if samples < 1 or batch < 1:
@@ -106,8 +108,9 @@ def report_trajectories(
             f"nearest that works: {nearest}",
         )
     (snapshot,) = find_snapshots([str(source)], which="last", track=ema)
-    out.mkdir(parents=True, exist_ok=True)
+    output_folder("--out", out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    exact_on_cuda(device)
     denoiser = load_denoiser(snapshot, ema, device=device)
     walks = _Walks(denoiser, snapshot, points, device)
     with torch.inference_mode():

@@ -121,13 +121,13 @@ def error_figure(levels: Sequence[float], contenders: Sequence[Contender]) -> Fi
 
 
 def report_table(contenders: Sequence[Contender], latents: int) -> Table:
-    """Final errors, and each as a share of the first contender's."""
+    """RMSE per pixel of the samples, and each as a share of the first contender's."""
     table = Table(
-        title=Text(f"To the reference, {latents} held-out latents"),
+        title=Text(f"RMSE per pixel to the reference, {latents} held-out latents"),
         title_justify="left",
     )
     table.add_column("sampler")
-    for title in ("NFE", "RMSE", "against the first"):
+    for title in ("NFE", "RMSE per pixel", "against the first"):
         table.add_column(title, justify="right")
     base = contenders[0].rmse[-1]
     for contender in contenders:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fleetstep.errors import ConfigError
+from fleetstep.exactness import exact_on_cuda
 from fleetstep.training.group import Group, current_group, ensure_group
 from fleetstep.training.partition import (
     QUANTITIES,
@@ -81,15 +82,6 @@ class Engine(Protocol):
         ...
 
 
-def _exact_on_cuda(device: torch.device) -> None:
-    """No TF32 and fixed kernels: else losses are neither EDM's nor equal after a resume."""
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-
-
 class TorchEngine:
     """Plain PyTorch in fp32, all of it on every rank: what the DeepSpeed engine is held to.
 
@@ -109,7 +101,7 @@ class TorchEngine:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        _exact_on_cuda(self.device)
+        exact_on_cuda(self.device)
         self.group = current_group(self.device)
         self.steps = 0
         self._module = network.to(self.device).train()
@@ -216,7 +208,7 @@ class DeepSpeedEngine:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        _exact_on_cuda(self.device)
+        exact_on_cuda(self.device)
         deepspeed = _import_deepspeed(self.device)
         self.group = ensure_group(self.device)
         if plan.workers != self.group.world:

@@ -1,7 +1,7 @@
 """A trained predictor on disk: weights beside the facts that sampling must reuse.
 
 predictor.safetensors   weights, and the feature statistics if there are any
-predictor.json          `PredictorFacts`, with the hash of the weights; written last
+predictor.json          `PredictorFacts`, with the hash of the weights and a seal; written last
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fleetstep.sampling.spec import (
     PREDICTOR_FACTS,
     PREDICTOR_WEIGHTS,
     PredictorFacts,
-    read_facts,
+    check_predictor,
 )
 
 
@@ -31,7 +31,7 @@ def save_predictor(
     Args:
         folder: made if missing; a predictor that is there is replaced.
         predictor: the weights.
-        facts: their hash is filled in here.
+        facts: the hash of the weights and the seal are filled in here.
 
     Returns:
         the facts as written.
@@ -46,7 +46,7 @@ def save_predictor(
         (folder / PREDICTOR_FACTS).unlink(missing_ok=True)
         write_bytes(folder / PREDICTOR_WEIGHTS, save(weights))
         digest = sha256_of(folder / PREDICTOR_WEIGHTS)
-        facts = facts.model_copy(update={"weights_sha256": digest})
+        facts = facts.model_copy(update={"weights_sha256": digest}).sealed()
         write_json(folder / PREDICTOR_FACTS, facts.model_dump(mode="json"))
     except OSError as error:
         raise SamplingError(
@@ -59,21 +59,9 @@ def load_predictor(folder: Path) -> tuple[AmedPredictor, PredictorFacts]:
     """A predictor as it was saved, on the CPU, frozen, and its facts.
 
     Raises:
-        SamplingError: it is missing, damaged, or not of this version.
+        SamplingError: it is missing, damaged, changed, or not of this version.
     """
-    facts = read_facts(folder)
-    file = folder / PREDICTOR_WEIGHTS
-    if not file.is_file():
-        raise SamplingError(
-            f"{folder} holds the facts of a predictor but no {file.name}",
-            "copy the whole folder that `fleetstep amed train` wrote",
-        )
-    if (digest := sha256_of(file)) != facts.weights_sha256:
-        raise SamplingError(
-            f"{file} is damaged: its sha256 is {digest[:12]}, {PREDICTOR_FACTS} says "
-            f"{facts.weights_sha256[:12]}",
-            "copy the folder again, or train the predictor again",
-        )
+    facts, file = check_predictor(folder), folder / PREDICTOR_WEIGHTS
     predictor = AmedPredictor(
         facts.scale_dir,
         facts.scale_time,

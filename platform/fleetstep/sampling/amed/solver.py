@@ -32,11 +32,11 @@ def amed(levels: Levels, spec: AmedSpec) -> Step:
         )
     folder = Path(spec.predictor)
     # A damaged predictor is refused before the first network call.
-    _loaded(folder, facts.weights_sha256, _CPU)
+    _loaded(folder, facts.seal, _CPU)
 
     @cache
     def steps_on(device: torch.device) -> Step:
-        predictor = _loaded(folder, facts.weights_sha256, device)
+        predictor = _loaded(folder, facts.seal, device)
         return plugin_step(facts.student, levels, predictor.predict)
 
     def step(problem: Problem, state: State) -> State:
@@ -46,7 +46,7 @@ def amed(levels: Levels, spec: AmedSpec) -> Step:
 
 
 @lru_cache(maxsize=16)
-def _loaded(folder: Path, _digest: str, device: torch.device) -> AmedPredictor:
+def _loaded(folder: Path, _seal: str, device: torch.device) -> AmedPredictor:
     # Kept for later calls, which may need ordinary tensors.
     with torch.inference_mode(mode=False):
         return load_predictor(folder)[0].to(device)

@@ -237,7 +237,7 @@ class AmedTrainer:
         return mean_64, (squares / count).sqrt()
 
     def facts(self, *, snapshot: str, track: str, run: str, images_seen: int) -> PredictorFacts:
-        """What is stored with the predictor; `save_predictor` fills in the hash.
+        """What is stored with the predictor; `save_predictor` fills in hash and seal.
 
         Args:
             snapshot: digest of the denoiser's weights.
@@ -263,7 +263,9 @@ class AmedTrainer:
                 "images_seen": images_seen,
                 "standardised": self.predictor.standardised,
                 "weights_sha256": "",
-                "training": spec.model_dump(mode="json"),
+                # The budget of the last start says less than what was drawn over all of them.
+                "training": spec.model_dump(mode="json")
+                | {"latents_seen": self.loops_done * spec.batch},
             }
         )
 

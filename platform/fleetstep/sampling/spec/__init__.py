@@ -15,6 +15,7 @@ from fleetstep.sampling.spec.learned import (
     AmedStudentSpec,
     PredictorFacts,
     StudentSpec,
+    check_predictor,
     read_facts,
 )
 from fleetstep.sampling.spec.multistep import (
@@ -106,6 +107,7 @@ __all__ = [
     "TimeUniformSpec",
     "UnipcSpec",
     "VpTimeSpec",
+    "check_predictor",
     "read_facts",
 ]
 

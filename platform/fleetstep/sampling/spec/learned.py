@@ -5,13 +5,17 @@ Legend: N points of the schedule it was trained on.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fleetstep.durable import sha256_of
 from fleetstep.errors import SamplingError
 from fleetstep.sampling.spec.facts import SolverFacts
 from fleetstep.sampling.spec.guidance import GuidanceSpec, ThresholdingSpec
@@ -57,7 +61,7 @@ class PredictorFacts(Spec):
     Attributes:
         format: of the two files.
         student: the solver it serves.
-        schedule, levels: as trained on, levels float64 [N].
+        schedule, levels: as trained on, levels float64 [N], descending.
         afs: whether the first evaluation was analytical.
         scale_dir, scale_time: ranges of c and a about one; 0 has no such output.
         guidance, thresholding: what was done to D.
@@ -66,7 +70,8 @@ class PredictorFacts(Spec):
         run, images_seen: where those came from, for people.
         standardised: whether features are standardised by the frozen statistics in the weights.
         weights_sha256: of the safetensors file.
-        training: how it was trained, for people.
+        training: how it was trained, and on how many latents, for people.
+        seal: `seal_of` all the others; empty until `sealed`.
     """
 
     format: Literal[1] = 1
@@ -86,6 +91,19 @@ class PredictorFacts(Spec):
     standardised: bool = False
     weights_sha256: str
     training: dict[str, Any] = Field(default_factory=dict)
+    seal: str = ""
+
+    @field_validator("levels")
+    @classmethod
+    def _descend(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        for before, after in pairwise(levels):
+            if after >= before:
+                raise ValueError(f"levels must descend, but {after:g} follows {before:g}")
+        return levels
+
+    def sealed(self) -> PredictorFacts:
+        """The same with their seal, as they are written."""
+        return self.model_copy(update={"seal": seal_of(self.model_dump(mode="json"))})
 
 
 class AmedSpec(SolverFacts):
@@ -125,10 +143,10 @@ class AmedSpec(SolverFacts):
 
     @property
     def label(self) -> str:
-        """Student, and enough of the weights' hash to tell two predictors apart."""
+        """Student, and enough of the seal to tell two predictors apart."""
         facts = self.facts
         end = ", denoise_to_zero=True" if self.denoise_to_zero else ""
-        return f"amed({facts.student.label}, {facts.weights_sha256[:8]}{end})"
+        return f"amed({facts.student.label}, {facts.seal[:8]}{end})"
 
     @property
     def chosen_schedule(self) -> LevelsSpec:
@@ -148,7 +166,10 @@ class AmedSpec(SolverFacts):
     @property
     def identity(self) -> dict[str, Any]:
         """The predictor's content in place of its folder."""
-        facts = self.facts.model_dump(mode="json", exclude={"training", "run", "images_seen"})
+        # What is there for people changes no sample; the seal covers it.
+        facts = self.facts.model_dump(
+            mode="json", exclude={"training", "run", "images_seen", "seal"}
+        )
         return {"kind": self.kind, "denoise_to_zero": self.denoise_to_zero, "facts": facts}
 
     def evaluations(self, points: int, to_zero: bool) -> int:
@@ -189,7 +210,7 @@ def read_facts(folder: Path) -> PredictorFacts:
     """The facts of the predictor in `folder`.
 
     Raises:
-        SamplingError: there is none, or not one of this version.
+        SamplingError: there is none, not one of this version, or facts were changed.
     """
     file = folder / PREDICTOR_FACTS
     try:
@@ -201,16 +222,55 @@ def read_facts(folder: Path) -> PredictorFacts:
             f"{folder} holds no predictor: {file.name} cannot be read ({error.strerror})",
             "name the folder that `fleetstep amed train` wrote",
         ) from error
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise SamplingError(
             f"{file} is not a predictor of this version: {error}",
             "train it again, or use the version that wrote it",
         ) from error
 
 
+def check_predictor(folder: Path) -> PredictorFacts:
+    """The facts of the predictor in `folder`, whose weights are those that they describe: by
+    their hash, without torch.
+
+    Raises:
+        SamplingError: either file is missing, damaged or changed.
+    """
+    facts, file = read_facts(folder), folder / PREDICTOR_WEIGHTS
+    if not file.is_file():
+        raise SamplingError(
+            f"{folder} holds the facts of a predictor but no {file.name}",
+            "copy the whole folder that `fleetstep amed train` wrote",
+        )
+    if (digest := sha256_of(file)) != facts.weights_sha256:
+        raise SamplingError(
+            f"{file} is damaged: its sha256 is {digest[:12]}, {PREDICTOR_FACTS} says "
+            f"{facts.weights_sha256[:12]}",
+            "copy the folder again, or train the predictor again",
+        )
+    return facts
+
+
+def seal_of(facts: Mapping[str, Any]) -> str:
+    """SHA-256 over canonical JSON of all facts but the seal, as they stand in the file: facts that
+    a later version adds leave older seals as they are.
+    """
+    rest = {name: value for name, value in facts.items() if name != "seal"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @lru_cache(maxsize=64)
 def _facts_of(file: Path, _version: tuple[int, int]) -> PredictorFacts:
-    return PredictorFacts.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    written = json.loads(file.read_text(encoding="utf-8"))
+    facts = PredictorFacts.model_validate(written)
+    if (seal := seal_of(written)) != facts.seal:
+        raise SamplingError(
+            f"{file} was changed after it was written: its facts have the seal {seal[:12]}, it "
+            f"says {facts.seal[:12] or 'none'}",
+            "copy the folder again, or train the predictor again with the settings you want",
+        )
+    return facts
 
 
 def _written(guidance: GuidanceSpec | None) -> str:
