@@ -183,7 +183,7 @@ def certificates() -> Ratio:
     from fleetstep.sampling.spec import DpmppSpec
 
     objective = build_objective(EdmSpec(), [], budget_images=1, global_batch=1)
-    denoiser = objective.denoiser(_network().eval())
+    denoiser = objective.denoiser(_network()).eval()
 
     def draw() -> None:
         generate(denoiser, DpmppSpec(), 9, count=1000, shape=(1, 8, 8), classes=10)
