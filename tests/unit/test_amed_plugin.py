@@ -16,7 +16,6 @@ from torch import Tensor
 from amed_problem import FeaturedMixture, featured_mixture, fill, golden_z, student_of
 from contracts.exact_denoisers import PointMass, golden_latents, images
 from fleetstep.sampling.amed.files import save_predictor
-from fleetstep.sampling.amed.lesson import Lesson
 from fleetstep.sampling.amed.plugin import Predict, plugin_step
 from fleetstep.sampling.amed.predictor import AmedPredictor, Learned
 from fleetstep.sampling.schedules import sigmas
@@ -39,8 +38,8 @@ from fleetstep.sampling.spec import (
     StudentSpec,
     UnipcSpec,
 )
-from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
 from fleetstep.sampling.trajectory import levels_for, sample
+from fleetstep.sampling.walk import Walk
 from solver_goldens import SCHEDULES, SIGMA_MAX, SIGMA_MIN, reference
 
 LEVELS = sigmas(SCHEDULES["polynomial"], 5, SIGMA_MIN, SIGMA_MAX).tolist()
@@ -84,8 +83,8 @@ def walked(
     afs: bool = False,
 ) -> Tensor:
     """The end of the plugin's trajectory."""
-    facts = AmedTrainingSpec(points=2, afs=afs)
-    lesson, step = Lesson(denoiser, facts, None), plugin_step(student, levels, predict)
+    lesson = Walk(denoiser, None, starts_analytically=afs)
+    step = plugin_step(student, levels, predict)
     state = State(0, x_T)
     for _ in levels[1:]:
         state = step(lesson, state)
@@ -235,7 +234,7 @@ R = (0.3, 0.45, 0.6, 0.75)
 @pytest.mark.parametrize("student", [*BIT_EQUAL, *ROUNDED], ids=label)
 def test_it_is_the_rule_on_levels_of_each_image_bit_for_bit(student: Any):
     levels, rule = merged_per_image(R), rule_of(student, LEVELS)
-    lesson = Lesson(featured_mixture(), AmedTrainingSpec(points=2, afs=False), None)
+    lesson = Walk(featured_mixture(), None)
     x_BCHW, outputs, steps = golden_latents(), (), len(levels) - 1
     for i in range(steps):
         outputs = (rule.output(lesson, x_BCHW, levels[i]), *outputs)
@@ -248,7 +247,7 @@ def test_it_is_the_rule_on_levels_of_each_image_bit_for_bit(student: Any):
 @pytest.mark.parametrize("student", UNIPC, ids=label)
 def test_it_is_unipc_on_levels_of_each_image_bit_for_bit(student: UnipcSpec):
     levels = merged_per_image(R)
-    lesson = Lesson(featured_mixture(), AmedTrainingSpec(points=2, afs=False), None)
+    lesson = Walk(featured_mixture(), None)
     x_BCHW, steps = golden_latents(), len(levels) - 1
     outputs = (output_of(lesson, x_BCHW, levels[0], student.prediction),)
 

@@ -25,9 +25,9 @@ from amed_problem import (
 from contracts.exact_denoisers import images
 from fleetstep.errors import NonFiniteError, SamplingError
 from fleetstep.sampling.amed.latents import training_latents
-from fleetstep.sampling.amed.lesson import Lesson, Teacher
 from fleetstep.sampling.amed.plugin import plugin_step
 from fleetstep.sampling.amed.predictor import AmedPredictor
+from fleetstep.sampling.amed.teacher import Teacher
 from fleetstep.sampling.amed.training import AmedTrainer, LoopReport, Share, TrainerState
 from fleetstep.sampling.generate import latents
 from fleetstep.sampling.schedules import sigmas
@@ -51,6 +51,7 @@ from fleetstep.sampling.spec import (
 )
 from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
 from fleetstep.sampling.trajectory import sample
+from fleetstep.sampling.walk import Walk
 from small_networks import SMALL, awake, small_network
 from solver_goldens import SCHEDULES, reference
 
@@ -151,7 +152,8 @@ def rmse(training: AmedTrainer) -> float:
     z_BCHW = as_images(np.random.RandomState(1).standard_normal((512, 2)))
     denoiser = featured_mixture()
     step = plugin_step(training.spec.student, training.levels, training.predictor.predict)
-    state, lesson = State(0, 80 * z_BCHW), Lesson(denoiser, training.spec, None)
+    state = State(0, 80 * z_BCHW)
+    lesson = Walk(denoiser, None, starts_analytically=training.spec.afs)
     for _ in training.levels[1:]:
         state = step(lesson, state)
     fine = sigmas(PolynomialSpec(), 400, 0.002, 80.0)

@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Sheet
 from PIL import Image
 
-INK, QUIET, GRID = "#1f2328", "#59636e", "#e4e7eb"
+from fleetstep.reporting.frame import INK, QUIET, frame
+
 DPI = 110
 _PANEL_INCHES = (4.6, 4.0)
 _LEGEND_ROW_INCHES = 0.145
@@ -103,12 +104,7 @@ def dress(axes: Any, title: str, x_title: str, y_title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, color=INK)
     axes.set_xlabel(x_title, fontsize=9.5, color=QUIET)
     axes.set_ylabel(y_title, fontsize=9.5, color=QUIET)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color("#b6bdc6")
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
+    frame(axes, grid="both")
     axes.tick_params(labelsize=8.5, colors=QUIET, labelcolor=INK)
 
 

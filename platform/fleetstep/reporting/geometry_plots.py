@@ -11,7 +11,8 @@ import matplotlib as mpl
 import matplotlib.style
 from matplotlib.figure import Figure as Sheet
 
-from fleetstep.reporting.certificate_plots import DPI, INK, dress, save
+from fleetstep.reporting.certificate_plots import DPI, dress, save
+from fleetstep.reporting.frame import INK
 from fleetstep.reporting.palette import LIGHT
 
 _PANEL_INCHES = (4.3, 3.3)

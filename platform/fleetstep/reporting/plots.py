@@ -21,10 +21,10 @@ from fleetstep.reporting.axes import Axis
 from fleetstep.reporting.charts import Figure, Panel, Series
 from fleetstep.reporting.comparison import Comparison
 from fleetstep.reporting.figures import figures
+from fleetstep.reporting.frame import INK, QUIET, frame
 from fleetstep.reporting.palette import LIGHT, MARKERS, colour_of, marker_of
 
 _MARKS = dict(zip(MARKERS, ("o", "s", "^", "D", "X", "P", "v"), strict=True))
-_INK, _QUIET, _GRID = "#1f2328", "#59636e", "#e4e7eb"
 _PANEL_INCHES = (4.9, 3.4)
 _ALONE_INCHES = 6.4
 _ROW_INCHES = 0.22
@@ -81,7 +81,7 @@ def _draw(figure: Figure) -> Sheet:
         va="top",
         fontsize=13,
         fontweight="bold",
-        color=_INK,
+        color=INK,
     )
     grid = sheet.subplots(rows, columns, squeeze=False)
     for place, axes in enumerate(grid.flat):
@@ -113,20 +113,15 @@ def _height(panel: Panel) -> float:
 
 
 def _draw_panel(axes: Any, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=11, color=_INK, pad=8)
+    axes.set_title(panel.title, loc="left", fontsize=11, color=INK, pad=8)
     _draw_axis(axes, axes.xaxis, panel.x, axes.set_xlim, axes.set_xscale)
     _draw_axis(axes, axes.yaxis, panel.y, axes.set_ylim, axes.set_yscale)
-    axes.set_xlabel(panel.x.title, fontsize=10, color=_QUIET)
-    axes.set_ylabel(panel.y.title, fontsize=10, color=_QUIET)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color("#b6bdc6")
-    axes.grid(axis="x" if panel.rows else "y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.set_xlabel(panel.x.title, fontsize=10, color=QUIET)
+    axes.set_ylabel(panel.y.title, fontsize=10, color=QUIET)
+    frame(axes, grid="x" if panel.rows else "y")
     for rule in panel.rules:
         draw = axes.axhline if rule.axis == "y" else axes.axvline
-        draw(rule.value, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
+        draw(rule.value, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
         if rule.text:
             axes.annotate(
                 rule.text,
@@ -137,7 +132,7 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
                 ha="left",
                 va="top",
                 fontsize=8.5,
-                color=_QUIET,
+                color=QUIET,
             )
     for series in panel.series:
         _draw_series(axes, panel, series)
@@ -149,7 +144,7 @@ def _draw_axis(axes: Any, axis: Any, spec: Axis, limits: Any, scale: Any) -> Non
     axis.set_major_locator(FixedLocator([place for place, _ in spec.ticks]))
     axis.set_major_formatter(FixedFormatter([text for _, text in spec.ticks]))
     axis.set_minor_locator(NullLocator())
-    axes.tick_params(axis=axis.axis_name, labelsize=9, colors=_QUIET, length=3, labelcolor=_INK)
+    axes.tick_params(axis=axis.axis_name, labelsize=9, colors=QUIET, length=3, labelcolor=INK)
 
 
 def _draw_series(axes: Any, panel: Panel, series: Series) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fleetstep.sampling.solvers.step import Level
+from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN
 
 
 class Denoiser(Protocol):
@@ -40,6 +41,11 @@ class FeatureDenoiser(Denoiser, Protocol):
         self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None, /
     ) -> tuple[Tensor, Tensor]:
         """D, and the features [B, c, h, w] of the same call."""
+
+
+def shared_range(denoiser: Denoiser) -> tuple[float, float]:
+    """The lowest and highest level that sampling and the network share: [0.002, 80], cut."""
+    return max(SIGMA_MIN, denoiser.sigma_min), min(SIGMA_MAX, denoiser.sigma_max)
 
 
 def per_image(sigma: Level, x_BCHW: Tensor) -> Tensor:

@@ -13,19 +13,14 @@ import torch
 from torch import Tensor
 
 from fleetstep.errors import NonFiniteError, SamplingError
-from fleetstep.sampling.denoiser import Denoiser
+from fleetstep.sampling.denoiser import Denoiser, shared_range
 from fleetstep.sampling.guidance import calls_per_evaluation
 from fleetstep.sampling.nodes import nodes
 from fleetstep.sampling.non_finite import not_finite, raise_where
 from fleetstep.sampling.solvers.build import build_step
 from fleetstep.sampling.solvers.rk45 import integrate
 from fleetstep.sampling.solvers.step import Problem, State, Step
-from fleetstep.sampling.spec import (
-    SIGMA_MAX,
-    SIGMA_MIN,
-    Rk45Spec,
-    SolverSpec,
-)
+from fleetstep.sampling.spec import Rk45Spec, SolverSpec
 from fleetstep.sampling.walk import FirstCall, Noise, Walk
 
 # A level may miss the end of the denoiser's range by the rounding of a list that was written down
@@ -66,7 +61,7 @@ def levels_for(denoiser: Denoiser, solver: SolverSpec, nfe: int | None) -> Tenso
     Raises:
         SamplingError: if `nfe` cannot be reached, or the ranges do not overlap.
     """
-    low, high = max(SIGMA_MIN, denoiser.sigma_min), min(SIGMA_MAX, denoiser.sigma_max)
+    low, high = shared_range(denoiser)
     if nfe is None:
         if not solver.adaptive:
             raise SamplingError(
@@ -120,10 +115,17 @@ def sample(
     if solver.goes_to_zero and levels and levels[-1] != 0:
         levels.append(0.0)
     _check_levels(levels, denoiser)
-    _check_inputs(solver, levels, x_T.to(dtype), labels, noise, first_call)
     x_T = x_T.to(dtype)
+    _check_inputs(solver, levels, x_T, labels, noise, first_call)
     positive, to_zero = sum(level > 0 for level in levels), levels[-1] == 0
-    walk = Walk(denoiser, labels, _matching(noise, x_T), solver, first_call)
+    walk = Walk(
+        denoiser,
+        labels,
+        _matching(noise, x_T),
+        starts_analytically=solver.starts_analytically,
+        thresholding=solver.chosen_thresholding,
+        first_call=first_call,
+    )
     counted_before = denoiser.nfe
     if isinstance(solver, Rk45Spec):
         return _adaptive(walk, solver, levels, x_T, trace)
@@ -165,7 +167,7 @@ def first_call_of(
     The features of the call are kept for a learned `solver`, which alone reads them; D is before
     thresholding, so solvers that threshold and solvers that do not share it.
     """
-    walk = Walk(denoiser, labels, None, None, None)
+    walk = Walk(denoiser, labels)
     x_T = x_T.to(dtype)
     if solver.learned:
         denoised_BCHW, features = walk.denoise_with_features(x_T, sigma)

@@ -17,7 +17,7 @@ from fleetstep.errors import SamplingError
 from fleetstep.sampling.denoiser import Denoiser, FeatureDenoiser, per_image
 from fleetstep.sampling.guidance import calls_per_evaluation
 from fleetstep.sampling.solvers.step import Level
-from fleetstep.sampling.spec import SolverSpec
+from fleetstep.sampling.spec import ThresholdingSpec
 from fleetstep.sampling.thresholding import thresholded
 
 Noise = Callable[[int], Tensor]
@@ -40,26 +40,43 @@ class FirstCall:
 
 
 class Walk:
-    """The problem of one trajectory: labels, noise, and what the first evaluation is."""
+    """The problem of one trajectory; gradients are left as the caller has them.
+
+    Args:
+        denoiser: with guidance, if there is any.
+        labels_B: class ids, or None.
+        noise: for solvers that draw.
+        starts_analytically: the first evaluation calls no network (AFS).
+        thresholding: of every D.
+        first_call: the first evaluation, if it was made already.
+    """
 
     def __init__(
         self,
         denoiser: Denoiser,
         labels_B: Tensor | None,
-        noise: Noise | None,
-        solver: SolverSpec | None,
-        first_call: FirstCall | None,
+        noise: Noise | None = None,
+        *,
+        starts_analytically: bool = False,
+        thresholding: ThresholdingSpec | None = None,
+        first_call: FirstCall | None = None,
     ) -> None:
         self.denoiser, self._labels_B, self._noise = denoiser, labels_B, noise
-        self._analytical = solver is not None and solver.starts_analytically
-        self._thresholding = None if solver is None else solver.chosen_thresholding
-        self._solver, self._given, self._first_is_due = solver, first_call, True
+        self._analytical, self._thresholding = starts_analytically, thresholding
+        self._given, self._first_is_due = first_call, True
         self.calls_given = 0
         """Calls per image that the first call stands for and this walk did not make."""
 
     def again(self) -> Walk:
         """The same problem from its beginning."""
-        return Walk(self.denoiser, self._labels_B, self._noise, self._solver, self._given)
+        return Walk(
+            self.denoiser,
+            self._labels_B,
+            self._noise,
+            starts_analytically=self._analytical,
+            thresholding=self._thresholding,
+            first_call=self._given,
+        )
 
     def denoise(self, x_BCHW: Tensor, sigma: Level) -> Tensor:
         """D, thresholded; no network call where the first evaluation is analytical or given."""

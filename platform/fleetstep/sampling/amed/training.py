@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from fleetstep.errors import NonFiniteError
 from fleetstep.sampling.amed.features import FEATURES, pooled
 from fleetstep.sampling.amed.latents import training_latents
-from fleetstep.sampling.amed.lesson import Lesson, Teacher
 from fleetstep.sampling.amed.plugin import plugin_step
 from fleetstep.sampling.amed.predictor import AmedPredictor
+from fleetstep.sampling.amed.teacher import Teacher
 from fleetstep.sampling.denoiser import FeatureDenoiser
 from fleetstep.sampling.guidance import Guided
 from fleetstep.sampling.solvers.step import State
 from fleetstep.sampling.spec import PredictorFacts
 from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
+from fleetstep.sampling.walk import Walk
 
 _LARGEST: Final = 1e5
 """What an infinite element of a gradient becomes."""
@@ -165,7 +166,7 @@ class AmedTrainer:
         """
         x_T = self.levels[0] * z_BCHW.to(self._device, self._dtype)
         taught = self._teacher.trajectory(x_T, labels_B)
-        lesson = Lesson(self._teacher.denoiser, self.spec, labels_B)
+        lesson = self._lesson(labels_B)
         state, figures = State(0, x_T), []
         for y_BCHW in taught[1:]:
             state = self._step(lesson, state)
@@ -173,6 +174,15 @@ class AmedTrainer:
             state = _detached(state, y_BCHW if self.spec.restarts else state.x_BCHW)
         self.loops_done = index + 1
         return self._reported(index, torch.stack(figures))
+
+    def _lesson(self, labels_B: Tensor | None) -> Walk:
+        """The student's problem in one loop; gradients pass through the network."""
+        return Walk(
+            self._teacher.denoiser,
+            labels_B,
+            starts_analytically=self.spec.afs,
+            thresholding=self.spec.thresholding,
+        )
 
     def _update(self, loss: Tensor) -> Tensor:
         """One update; [3]: loss per image, gradient norm, elements replaced, on the device."""
@@ -219,7 +229,7 @@ class AmedTrainer:
         """
         x_T = self.levels[0] * z_BCHW.to(self._device, self._dtype)
         taught = self._teacher.trajectory(x_T, labels_B)
-        lesson = Lesson(self._teacher.denoiser, self.spec, labels_B)
+        lesson = self._lesson(labels_B)
         rows = [
             pooled(features).double()
             for x_BCHW, level in zip(taught[:-1], self.levels[:-1], strict=True)

@@ -12,17 +12,19 @@ Legend: G points of a grid, H points of the next.
 from __future__ import annotations
 
 import math
+from itertools import chain, repeat
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fleetstep.sampling.certificates.problems import Line, log_density, on_a_line
-from fleetstep.sampling.denoiser import Denoiser, per_image
+from fleetstep.sampling.denoiser import Denoiser
 from fleetstep.sampling.exact import PointMass
 from fleetstep.sampling.solvers.build import build_step
-from fleetstep.sampling.solvers.step import Level, State, Step
+from fleetstep.sampling.solvers.step import State, Step
 from fleetstep.sampling.spec import SolverSpec
+from fleetstep.sampling.walk import Walk
 
 _REACH: Final = 8.0
 """Standard deviations of the outermost components that a grid holds."""
@@ -40,25 +42,6 @@ _ROWS: Final = 256
 class _Density(NamedTuple):
     x_G: Tensor
     values_G: Tensor
-
-
-class _Problem:
-    """A closed-form problem whose noise is given."""
-
-    def __init__(self, denoiser: Denoiser, noises: tuple[float, ...]) -> None:
-        self._denoiser, self._noises = denoiser, noises
-        self._drawn = 0
-
-    def denoise(self, x_BCHW: Tensor, sigma: Level) -> Tensor:
-        return self._denoiser(x_BCHW, per_image(sigma, x_BCHW), None)
-
-    def denoise_with_features(self, x_BCHW: Tensor, sigma: Level) -> tuple[Tensor, None]:
-        return self.denoise(x_BCHW, sigma), None
-
-    def noise(self, k: int) -> Tensor:
-        value = self._noises[min(self._drawn, len(self._noises) - 1)]
-        self._drawn += 1
-        return torch.full((1, 1, 1, 1), value, dtype=torch.float64)
 
 
 def end_total_variation(solver: SolverSpec, data: Line, levels: Tensor) -> float:
@@ -109,8 +92,12 @@ def _kernels(step: Step, i: int) -> tuple[float, float]:
 def _stepped(
     step: Step, denoiser: Denoiser, i: int, x_G: Tensor, noises: tuple[float, ...]
 ) -> Tensor:
-    state = State(i, x_G[:, None, None, None])
-    return step(_Problem(denoiser, noises), state).x_BCHW.flatten()
+    """Where the i-th step takes these points, by the noises given in turn; the last repeats."""
+    drawn = chain(noises, repeat(noises[-1]))
+    walk = Walk(
+        denoiser, None, lambda k: torch.full((1, 1, 1, 1), next(drawn), dtype=torch.float64)
+    )
+    return step(walk, State(i, x_G[:, None, None, None])).x_BCHW.flatten()
 
 
 def _start(sigma: float, width: float) -> _Density:

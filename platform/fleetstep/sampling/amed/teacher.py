@@ -1,4 +1,4 @@
-"""The two sides of distillation: what the student may ask for, and what the teacher shows.
+"""What the student of a distillation is shown.
 
 Legend: B batch, C channels, H W pixels, N points, M teacher levels between two of them.
 """
@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from fleetstep.errors import SamplingError
-from fleetstep.sampling.denoiser import FeatureDenoiser, per_image
+from fleetstep.sampling.denoiser import FeatureDenoiser, shared_range
 from fleetstep.sampling.schedules import sigmas
-from fleetstep.sampling.solvers.step import Level
-from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN
 from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
-from fleetstep.sampling.thresholding import thresholded
 from fleetstep.sampling.trajectory import sample
-from fleetstep.sampling.walk import analytical
 
 # How far a level of the finer grid may be from the student's own by rounding.
 _ROUNDING = 1e-9
@@ -41,7 +37,7 @@ class Teacher:
         self._solver = spec.chosen_teacher.model_copy(update={"thresholding": spec.thresholding})
         self._stride = spec.chosen_intermediate + 1
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
-        low, high = max(SIGMA_MIN, denoiser.sigma_min), min(SIGMA_MAX, denoiser.sigma_max)
+        low, high = shared_range(denoiser)
         schedule, points = spec.chosen_schedule, spec.chosen_points
         coarse = sigmas(schedule, points, low, high)
         self._fine = sigmas(schedule, self._stride * (points - 1) + 1, low, high)
@@ -62,36 +58,3 @@ class Teacher:
         )
         assert result.trace is not None
         return result.trace[:: self._stride]
-
-
-class Lesson:
-    """What a student may ask for in one loop; gradients pass through the network."""
-
-    def __init__(
-        self, denoiser: FeatureDenoiser, spec: AmedTrainingSpec, labels_B: Tensor | None
-    ) -> None:
-        self._denoiser, self._labels_B = denoiser, labels_B
-        self._thresholding, self._analytical_is_due = spec.thresholding, spec.afs
-
-    def denoise(self, x_BCHW: Tensor, sigma: Level) -> Tensor:
-        """D at (x, sigma)."""
-        return self._done(self._denoiser(x_BCHW, per_image(sigma, x_BCHW), self._labels_B))
-
-    def denoise_with_features(self, x_BCHW: Tensor, sigma: Level) -> tuple[Tensor, Tensor | None]:
-        """D and the features; the first D of a loop is analytical under AFS, without features."""
-        if self._analytical_is_due:
-            self._analytical_is_due = False
-            return self._done(analytical(x_BCHW, sigma)), None
-        denoised_BCHW, features = self._denoiser.with_features(
-            x_BCHW, per_image(sigma, x_BCHW), self._labels_B
-        )
-        return self._done(denoised_BCHW), features
-
-    def noise(self, k: int) -> Tensor:
-        """Never asked for."""
-        raise AssertionError(f"no student draws noise, asked for noise {k}")
-
-    def _done(self, denoised_BCHW: Tensor) -> Tensor:
-        if self._thresholding is None:
-            return denoised_BCHW
-        return thresholded(denoised_BCHW, self._thresholding)
