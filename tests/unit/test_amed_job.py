@@ -214,7 +214,7 @@ def test_a_worker_computes_as_exactly_as_training_does(
     monkeypatch.setattr(amed_worker, "exact_on_cuda", set_up.append)
     monkeypatch.setattr(amed_worker, "load_denoiser", load)
     job = AmedAssignment(
-        experiment.model_dump_json(), snapshot, "r", "", str(tmp_path), lambda name: None
+        experiment.model_dump_json(), "r", "", str(tmp_path), lambda name: None, snapshot
     )
     with pytest.raises(Enough):
         run_amed_worker(job.as_dict())

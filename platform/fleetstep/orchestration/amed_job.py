@@ -140,11 +140,11 @@ def train_amed(
         )
         job = AmedAssignment(
             experiment.model_dump_json(),
-            snapshot,
             run_id,
             tracker.uri,
             str(folder.root.resolve()),
             on_event,
+            snapshot,
         )
         with tracker.ending(run_id):
             tracker.log_artifact(run_id, folder.config)

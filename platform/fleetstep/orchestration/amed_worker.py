@@ -5,7 +5,7 @@ on rank 0 the predictor, the metrics and the report.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from fleetstep.config import AmedExperiment
 from fleetstep.durable import write_json
-from fleetstep.errors import FleetstepError
 from fleetstep.exactness import exact_on_cuda
 from fleetstep.networks.dit import Dit
 from fleetstep.orchestration.amed_checkpoint import choose_amed_start, load_state, save_state
 from fleetstep.orchestration.amed_report import make_report
-from fleetstep.orchestration.fit_worker import device_of, report_checkpoint
+from fleetstep.orchestration.fit_worker import Assignment, as_worker, report_checkpoint
 from fleetstep.orchestration.metric_logger import MetricLogger
 from fleetstep.orchestration.run_folder import RunFolder
 from fleetstep.orchestration.snapshots import load_denoiser
@@ -27,7 +26,7 @@ from fleetstep.orchestration.sweep_plan import SnapshotRef
 from fleetstep.sampling.amed.files import save_predictor
 from fleetstep.sampling.amed.predictor import Learned
 from fleetstep.sampling.amed.training import AmedTrainer, LoopReport, Share
-from fleetstep.training.checkpoint import CheckpointStore, OnEvent
+from fleetstep.training.checkpoint import CheckpointStore
 from fleetstep.training.checkpoint_format import RunFacts
 from fleetstep.training.group import current_group
 
@@ -35,21 +34,10 @@ _KEEP = 2
 
 
 @dataclass(frozen=True)
-class AmedAssignment:
-    """Everything a worker needs, picklable; the tracker's address has its secrets resolved and is
-    never printed.
-    """
+class AmedAssignment(Assignment):
+    """What a worker needs beside the rest: the network that the predictor is for."""
 
-    experiment: str
     snapshot: SnapshotRef
-    run_id: str
-    tracking_uri: str = field(repr=False)
-    folder: str
-    on_event: OnEvent
-
-    def as_dict(self) -> dict[str, Any]:
-        """The form Ray Train passes on."""
-        return {"assignment": self}
 
 
 def facts_of(experiment: AmedExperiment, snapshot: SnapshotRef) -> RunFacts:
@@ -75,22 +63,15 @@ def report_file(folder: RunFolder) -> Path:
 
 
 def run_amed_worker(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Train as one of the workers; what rank 0 returns reaches the driver.
-
-    Errors of our own would only happen again at a restart: see `fit_worker.run_worker`.
-    """
+    """Train as one of the workers; what rank 0 returns reaches the driver."""
     job: AmedAssignment = arguments["assignment"]
     experiment = AmedExperiment.model_validate_json(job.experiment)
-    folder = RunFolder(Path(job.folder))
-    if folder.reason_to_give_up() is not None:
-        return {"gave_up": True}
-    torch.set_num_threads(max(1, int(experiment.cluster.cpus_per_worker)))
-    try:
-        with _Run(experiment, folder, job, device_of(experiment.cluster)) as run:
+
+    def trained(folder: RunFolder, device: torch.device) -> dict[str, Any]:
+        with _Run(experiment, folder, job, device) as run:
             return run.train()
-    except FleetstepError as error:
-        folder.give_up(error)
-        raise
+
+    return as_worker(job, experiment.cluster, trained)
 
 
 class _Run:

@@ -5,7 +5,7 @@ loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,25 +50,38 @@ class Assignment:
 
 
 def run_worker(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Train as one of the workers; what rank 0 returns reaches the driver.
+    """Train as one of the workers; what rank 0 returns reaches the driver."""
+    job: Assignment = arguments["assignment"]
+    experiment = Experiment.model_validate_json(job.experiment)
+
+    def trained(folder: RunFolder, device: torch.device) -> dict[str, Any]:
+        with _Run(experiment, folder, job, device) as run:
+            outcome = run.train()
+        return {"images_seen": outcome.images_seen, "finished": outcome.status == "finished"}
+
+    return as_worker(job, experiment.cluster, trained)
+
+
+def as_worker(
+    job: Assignment,
+    cluster: ClusterSpec,
+    train: Callable[[RunFolder, torch.device], dict[str, Any]],
+) -> dict[str, Any]:
+    """Run `train` as one of Ray Train's workers, in the job's folder and on the worker's device.
 
     Ray Train starts all workers again when one fails, whatever the reason. An error of our own
     (bad data, a loss that is not finite) would only happen again: it is noted in the run's folder,
     and workers that find the note return at once.
     """
-    job: Assignment = arguments["assignment"]
-    experiment = Experiment.model_validate_json(job.experiment)
     folder = RunFolder(Path(job.folder))
     if folder.reason_to_give_up() is not None:
         return {"gave_up": True}
-    torch.set_num_threads(max(1, int(experiment.cluster.cpus_per_worker)))
+    torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
     try:
-        with _Run(experiment, folder, job, device_of(experiment.cluster)) as run:
-            outcome = run.train()
+        return train(folder, _device_of(cluster))
     except FleetstepError as error:
         folder.give_up(error)
         raise
-    return {"images_seen": outcome.images_seen, "finished": outcome.status == "finished"}
 
 
 class _Run:
@@ -187,7 +200,7 @@ def _augmentation(experiment: Experiment) -> Augmentation | None:
     return Augmentation(experiment.data.augment) if experiment.data.augment > 0 else None
 
 
-def device_of(cluster: ClusterSpec) -> torch.device:
+def _device_of(cluster: ClusterSpec) -> torch.device:
     """Where this worker computes."""
     if cluster.gpus_per_worker == 0:
         return torch.device("cpu")
