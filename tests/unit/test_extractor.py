@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from fleetstep import rng
 from fleetstep.errors import ExtractorError
-from fleetstep.evaluation.features import NetworkExtractor, UInt8, load_extractor
+from fleetstep.evaluation.features import load_extractor
+from fleetstep.evaluation.network_extractor import NetworkExtractor, UInt8
 from fleetstep.evaluation.resnet20 import to_canvas
+from fleetstep.evaluation.self_tests import known_images
 from fleetstep.evaluation.spec import RN20_NAME, RN20_SHA256, Rn20Spec
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/extractor.json").read_text("utf-8"))
@@ -41,9 +44,7 @@ def test_the_packaged_weights_are_the_recorded_ones():
 
 def test_golden_features(extractor: NetworkExtractor):
     """The four images of the golden: value = (7 row + 3 col + 50 channel + 40 i) mod 256."""
-    i, channel, row, column = np.ogrid[:4, :3, :32, :32]
-    images = ((7 * row + 3 * column + 50 * channel + 40 * i) % 256).astype(np.uint8)
-    features = extractor(images)
+    features = extractor(known_images()).features
     assert features.shape == (4, extractor.dim) == (4, 112)
     np.testing.assert_allclose(features, GOLDEN["features"], rtol=1e-4, atol=1e-5)
 
@@ -56,30 +57,48 @@ def test_the_facts_of_the_extractor(extractor: NetworkExtractor):
 def test_features_do_not_depend_on_the_other_images(extractor: NetworkExtractor):
     """Bit for bit: alone, in any company, in any order, and in the padded last batch."""
     images = pictures(2 * extractor.batch + 30)
-    features = extractor(images)
+    features = extractor(images).features
     order = rng.permutation(0, "shuffle", 0, len(images))
-    assert np.array_equal(extractor(images[order]), features[order])
+    assert np.array_equal(extractor(images[order]).features, features[order])
     for rows in (slice(0, 1), slice(7, 9), slice(95, 105), slice(-1, None)):
-        assert np.array_equal(extractor(images[rows]), features[rows])
+        assert np.array_equal(extractor(images[rows]).features, features[rows])
 
 
 def test_features_do_not_depend_on_the_batch_size(extractor: NetworkExtractor):
     """Bit-equal for 2 and more on most processors; another kernel may move the last bits."""
     images = pictures(60)
-    features = extractor(images)
+    features = extractor(images).features
     for batch in (2, 7, 50):
-        np.testing.assert_allclose(replace(extractor, batch=batch)(images), features, rtol=1e-4)
+        again = replace(extractor, batch=batch)(images).features
+        np.testing.assert_allclose(again, features, rtol=1e-4)
 
 
 def test_no_images_have_no_features(extractor: NetworkExtractor):
-    assert extractor(pictures(0)).shape == (0, 112)
+    extracted = extractor(pictures(0))
+    assert extracted.features.shape == (0, 112)
+    assert extracted.probabilities is not None
+    assert extracted.probabilities.shape == (0, 10)
 
 
 def test_different_images_have_different_features(extractor: NetworkExtractor):
     images = pictures(1)
     brighter = images.copy()
     brighter[0, 0, 16, 16] ^= 0x80
-    assert not np.array_equal(extractor(images), extractor(brighter))
+    assert not np.array_equal(extractor(images).features, extractor(brighter).features)
+
+
+def test_probabilities_are_the_softmax_of_the_last_stages_logits(extractor: NetworkExtractor):
+    """By the weights' file itself: ten rows of 64 weights for the means of the last stage."""
+    extracted = extractor(pictures(extractor.batch + 3))
+    held = safetensors.numpy.load((WEIGHTS / "fs-rn20.safetensors").read_bytes())
+    weight, bias = (held[f"linear.{name}"].astype(np.float64) for name in ("weight", "bias"))
+    assert weight.shape == (10, 64)
+    logits = extracted.features[:, 48:] @ weight.T + bias
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    assert extracted.probabilities is not None
+    assert extracted.probabilities.dtype == np.float32
+    np.testing.assert_allclose(extracted.probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
 class TestCanvas:

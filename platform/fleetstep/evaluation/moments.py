@@ -149,10 +149,11 @@ class Moments:
         # floating point.
         m_D = np.rint(self.s_D / self.n).astype(np.int64)
         rest_D = self.s_D - self.n * m_D
-        cross_DD = np.multiply.outer(m_D, self.s_D)
-        centred_DD = self.s_DD - cross_DD - cross_DD.T + self.n * np.multiply.outer(m_D, m_D)
-        scatter_DD = centred_DD - np.multiply.outer(rest_D / self.n, rest_D.astype(np.float64))
-        return np.asarray(scatter_DD / ((self.n - 1) * 4.0**FRACTION_BITS))
+        centred_DD = self.s_DD - np.multiply.outer(m_D, self.s_D)
+        centred_DD -= np.multiply.outer(rest_D, m_D)
+        # |rest| <= n / 2, so its products are exact, and the covariance is exactly symmetric.
+        drift_DD = np.multiply.outer(rest_D, rest_D) / self.n
+        return np.asarray((centred_DD - drift_DD) / ((self.n - 1) * 4.0**FRACTION_BITS))
 
     def save(self, path: Path, facts: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file at once: a reader sees the old file, the new one, or none.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fleetstep.errors import DataError
-from fleetstep.evaluation.spec import metric_name
+from fleetstep.evaluation.spec import HIGHER_IS_BETTER, MetricKind, metric_name
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class ScoreRecord:
 
     Args:
         metric: key by `metric_name`; any other name for these features is refused.
-        value: jackknifed value, free of the bias of few images; lower is better, may be negative
-            near the floor.
+        kind: which metric.
+        value: jackknifed value, free of the bias of few images; a distance may be negative near
+            its floor.
         raw: the plain value.
         se: standard error of `value`.
         low, high: ends of the interval of `value` at `confidence`.
@@ -46,6 +47,8 @@ class ScoreRecord:
         schedule: with its options.
         nfe: network calls per image, counted; the mean for an adaptive solver.
         adaptive: whether the solver chose that number itself.
+        guidance: classifier-free guidance; "" for none.
+        protocol: the named protocol that was asked for; "" for none.
         labels: how class labels followed from the seeds.
         extractor, extractor_sha256: the features.
         preprocess: from image to the extractor's input.
@@ -56,6 +59,7 @@ class ScoreRecord:
     """
 
     metric: str
+    kind: MetricKind
     value: float
     raw: float
     se: float
@@ -84,17 +88,15 @@ class ScoreRecord:
     versions: Mapping[str, str]
     hardware: Mapping[str, str]
     adaptive: bool = False
+    guidance: str = ""
+    protocol: str = ""
 
     def __post_init__(self) -> None:
-        names = [
-            metric_name(self.extractor, self.extractor_sha256, self.n, standardised=flag)
-            for flag in (False, True)
-        ]
-        if self.metric not in names:
+        name = metric_name(self.kind, self.extractor, self.extractor_sha256, self.n)
+        if self.metric != name:
             raise DataError(
-                f"a distance of {self.n:,} images in features of {self.extractor}"
-                f"@{self.extractor_sha256[:8]} is called {' or '.join(names)}, "
-                f"not {self.metric!r}",
+                f"{self.kind} of {self.n:,} images in features of {self.extractor}"
+                f"@{self.extractor_sha256[:8]} is called {name}, not {self.metric!r}",
                 "make the name with evaluation.spec.metric_name",
             )
         numbers = (self.value, self.raw, self.se, self.low, self.high, *self.pseudo_values)
@@ -118,6 +120,11 @@ class ScoreRecord:
             "hardware": dict(self.hardware),
         }
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the metric points."""
+        return self.kind in HIGHER_IS_BETTER
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ScoreRecord:
         """From what `to_dict` gave.
@@ -126,8 +133,6 @@ class ScoreRecord:
             DataError: a field is missing, unknown or of another type, by name.
         """
         names = {field.name for field in fields(cls)}
-        # Records from before there was an adaptive solver do not say so.
-        values = {"adaptive": False, **values}
         if missing := sorted(names - values.keys()):
             raise DataError(
                 f"a score record must hold {', '.join(missing)}", "score the checkpoint again"
@@ -157,6 +162,8 @@ def _checked(name: str, value: Any) -> Any:
         elif (kind is float and _is_number(value)) or (kind is int and _is_int(value)):
             return kind(value)
         elif kind in (str, bool) and isinstance(value, kind):
+            return value
+        elif name == "kind" and value in get_args(MetricKind):
             return value
     except (TypeError, AttributeError):
         pass

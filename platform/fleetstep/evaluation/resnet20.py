@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fleetstep.errors import ExtractorError
+from fleetstep.evaluation.network_extractor import normalised
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -19,6 +20,8 @@ SIDE = 32
 WIDTHS = (16, 32, 64)
 FEATURES = sum(WIDTHS)
 """Length of a feature vector: the spatial means after each of the three stages, 16 + 32 + 64."""
+
+CLASSES = 10
 
 CHANNEL_MEANS = (0.485, 0.456, 0.406)
 CHANNEL_DEVIATIONS = (0.229, 0.224, 0.225)
@@ -51,7 +54,7 @@ class Block(nn.Module):
 class ResNet20(nn.Module):
     """Three stages of three blocks, 269,722 parameters with ten classes."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = CLASSES) -> None:
         super().__init__()
         narrow, middle, wide = WIDTHS
         self.conv1 = nn.Conv2d(3, narrow, 3, padding=1, bias=False)
@@ -68,10 +71,14 @@ class ResNet20(nn.Module):
         h3_BCHW = self.layer3(h2_BCHW)
         return torch.cat([h.mean((2, 3)) for h in (h1_BCHW, h2_BCHW, h3_BCHW)], 1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Class logits: (B, 3, 32, 32) to (B, classes); they read the last 64 features alone."""
-        logits: Tensor = self.linear(self.features(x_BCHW)[:, -WIDTHS[-1] :])
+    def classify(self, features_BD: Tensor) -> Tensor:
+        """Class logits (B, classes) of `features`, of which they read the last 64 alone."""
+        logits: Tensor = self.linear(features_BD[:, -WIDTHS[-1] :])
         return logits
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Class logits: (B, 3, 32, 32) to (B, classes)."""
+        return self.classify(self.features(x_BCHW))
 
 
 def _stage(width_in: int, width_out: int) -> nn.Sequential:
@@ -106,7 +113,4 @@ def to_canvas(images_BCHW: UInt8) -> UInt8:
 
 def normalise(canvas_B3HW: Tensor) -> Tensor:
     """Pixels 0..255 to the network's input, float32 of the same shape."""
-    shape = (1, 3, 1, 1)
-    mean = torch.tensor(CHANNEL_MEANS, device=canvas_B3HW.device).view(shape)
-    deviation = torch.tensor(CHANNEL_DEVIATIONS, device=canvas_B3HW.device).view(shape)
-    return (canvas_B3HW.to(torch.float32) / 255 - mean) / deviation
+    return normalised(canvas_B3HW, CHANNEL_MEANS, CHANNEL_DEVIATIONS)

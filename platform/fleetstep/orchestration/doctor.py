@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Status = Literal["ok", "note", "bad"]
@@ -55,7 +55,8 @@ def examine() -> list[Finding]:
     own.
     """
     findings = [_python(), *_libraries()]
-    for check in (_torch, _torchvision, _extractors, _shared_memory, _ray):
+    checks = (_torch, _torchvision, _packaged_extractor, _inception, _shared_memory, _ray)
+    for check in checks:
         try:
             findings += check()
         except Exception as error:  # a broken installation is what this command is for
@@ -112,38 +113,87 @@ def _torch() -> list[Finding]:
 
 
 def _torchvision() -> list[Finding]:
-    from fleetstep.evaluation.features import torchvision_status
+    from fleetstep.torchvision_door import import_torchvision
 
-    problem = torchvision_status()
+    try:
+        problem = import_torchvision()
+    except (ImportError, RuntimeError, OSError) as error:
+        problem = f"torchvision cannot be imported: {error}"
     if not problem:
         return [Finding(subject="torch and torchvision", status="ok", seen="match")]
     return [Finding(subject="torch and torchvision", status="note", seen=problem)]
 
 
-def _extractors() -> list[Finding]:
-    from fleetstep.evaluation.features import inception_status, load_extractor
+def _packaged_extractor() -> list[Finding]:
+    """The packaged weights, their known answers, and how far apart real images are by them."""
+    from fleetstep.evaluation import self_tests
+    from fleetstep.evaluation.features import load_extractor
     from fleetstep.evaluation.spec import Rn20Spec
 
     own = load_extractor(Rn20Spec())
-    findings = [
+    error = self_tests.known_answer_error(own)
+    right = error <= self_tests.KNOWN_TOLERANCE
+    floor = self_tests.real_floor(own)
+    low, high = self_tests.HALVES_EXPECTED
+    return [
         Finding(
             subject="extractor fs-rn20",
-            status="ok",
-            seen=f"packaged weights, sha256 {own.digest[:12]}",
+            status="ok" if right else "bad",
+            seen=f"packaged weights, sha256 {own.digest[:12]}; features of 4 known images are "
+            f"within {error:.1g} of the recorded ones",
+            remedy=""
+            if right
+            else f"more than {self_tests.KNOWN_TOLERANCE:g} is another metric: do not compare "
+            "scores of this machine with others, and try another build of torch",
+        ),
+        Finding(
+            subject="distance of real images",
+            status="ok" if floor.sound else "bad",
+            seen=f"{floor.halves:.4f} between two halves of {2 * self_tests.HALF} digits "
+            f"(expected: {low:.3f} to {high:.3f}), {floor.identity:.1g} from themselves",
+            remedy="" if floor.sound else "features or statistics are broken: trust no score",
+        ),
+    ]
+
+
+def _inception() -> list[Finding]:
+    """Whether FID can be measured here; if so, by a look at what the network answers."""
+    from fleetstep.evaluation.inception import inception_status
+
+    present, seen = inception_status()
+    subject = "extractor inception"
+    if not present:
+        return [
+            Finding(
+                subject=subject,
+                status="note",
+                seen=f"FID not run: no weights ({seen})",
+                remedy="for FID, give the weights by path: extractor={kind: inception, path: ...}",
+            )
+        ]
+    faults = _inception_faults()
+    return [
+        Finding(
+            subject=subject,
+            status="bad" if faults else "ok",
+            seen=f"{seen}; {'; '.join(faults)}" if faults else f"FID can be measured: {seen}",
+            remedy="trust no FID of this machine; try another build of torch" if faults else "",
         )
     ]
-    present, seen = inception_status()
-    findings.append(
-        Finding(
-            subject="extractor inception",
-            status="ok" if present else "note",
-            seen=seen,
-            remedy=""
-            if present
-            else "for FID, give the weights by path: extractor={kind: inception, path: ...}",
-        )
-    )
-    return findings
+
+
+def _inception_faults() -> list[str]:
+    """What is wrong with Inception's answers, by resizing."""
+    from fleetstep.evaluation.inception import inception
+    from fleetstep.evaluation.self_tests import fault_of, known_images
+    from fleetstep.evaluation.spec import InceptionSpec
+
+    faults = []
+    for spec in (InceptionSpec(), InceptionSpec(resize="legacy_tensorflow")):
+        network = inception(spec, with_probabilities=spec.probabilities)
+        if fault := fault_of(replace(network, batch=len(known_images()))):
+            faults.append(f"{spec.resize}: {fault}")
+    return faults
 
 
 def _shared_memory() -> list[Finding]:
