@@ -212,7 +212,7 @@ def test_a_worker_computes_as_exactly_as_training_does(
 
     set_up: list[torch.device] = []
     monkeypatch.setattr(amed_worker, "exact_on_cuda", set_up.append)
-    monkeypatch.setattr(amed_worker, "load_denoiser", load)
+    monkeypatch.setattr(amed_worker, "load_trained", load)
     job = AmedAssignment(
         experiment.model_dump_json(), "r", "", str(tmp_path), lambda name: None, snapshot
     )

@@ -37,13 +37,6 @@ Run = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 
 
-class Pixels:
-    name, digest, dim, preprocess = "pixels", "e" * 64, 1, "none"
-
-    def __call__(self, images_nCHW: Any) -> Any:
-        raise AssertionError("a plan extracts no features")
-
-
 @pytest.fixture
 def pickled(tmp_path: Path) -> Path:
     return write_edm(tmp_path / "net.pkl", song_unet("ncsnpp"), "FDM_VEPrecond")
@@ -259,7 +252,7 @@ class TestReference:
     def test_without_a_dataset_there_is_none(self, tmp_path: Path, pickled: Path):
         write_import(read_edm_pickle(pickled), pickled, tmp_path / "imported")
         with pytest.raises(DataError, match=r"names no dataset.*\n.*--data"):
-            reference_of(the_snapshot(tmp_path / "imported"), "train", Pixels())
+            reference_of(the_snapshot(tmp_path / "imported"), "train")
 
     def test_the_named_one_is_used_and_watched(self, tmp_path: Path, dataset: Path):
         net = song_unet("ddpmpp")
@@ -267,14 +260,14 @@ class TestReference:
         three = replace(read_edm_pickle(file), shape=(3, 8, 8))
         write_import(three, file, tmp_path / "imported", data=dataset)
         snapshot = the_snapshot(tmp_path / "imported")
-        reference = reference_of(snapshot, "train", Pixels())
+        reference = reference_of(snapshot, "train")
         assert reference.data == dataset.resolve()
         assert reference.fingerprint == snapshot.dataset
         shutil.rmtree(dataset)
         np.savez(tmp_path / "other.npz", images=np.zeros((60, 8, 8, 3), np.uint8))
         pack_npz(tmp_path / "other.npz", dataset, heldout=0.5)
         with pytest.raises(DataError, match="was trained on dataset"):
-            reference_of(snapshot, "train", Pixels())
+            reference_of(snapshot, "train")
 
     def test_images_of_another_shape_are_refused(
         self, tmp_path: Path, dataset: Path, pickled: Path
@@ -306,7 +299,7 @@ class TestOwnSnapshots:
         assert (new.digest, new.shape, new.classes) == (old.digest, old.shape, old.classes)
         load_denoiser(new, "ema", device=CPU)
         with pytest.raises(DataError):
-            reference_of(new, "train", Pixels())
+            reference_of(new, "train")
 
     def test_an_older_snapshot_asks_its_dataset(self, tmp_path: Path, digits_path: Path):
         folder = write_small_run(tmp_path / "runs", digits_path)

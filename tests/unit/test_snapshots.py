@@ -14,6 +14,7 @@ import torch
 
 from fleetstep.errors import CheckpointError, DataError
 from fleetstep.networks.build import build_network
+from fleetstep.orchestration.cells import SnapshotRef
 from fleetstep.orchestration.snapshots import (
     build_denoiser,
     find_snapshots,
@@ -21,18 +22,10 @@ from fleetstep.orchestration.snapshots import (
     reference_images,
     reference_of,
 )
-from fleetstep.orchestration.sweep_plan import SnapshotRef
 from fleetstep.training.snapshot import FACTS
 from small_run import small_experiment, write_small_run
 
 CPU = torch.device("cpu")
-
-
-class Pixels:
-    name, digest, dim, preprocess = "pixels", "e" * 64, 1, "none"
-
-    def __call__(self, images_nCHW: Any) -> Any:
-        raise AssertionError("a plan extracts no features")
 
 
 @pytest.fixture
@@ -132,7 +125,7 @@ class TestDenoiser:
 
 class TestReference:
     def test_it_is_the_split_in_manifest_order(self, run: Path):
-        reference = reference_of(found(run), "heldout", Pixels())
+        reference = reference_of(found(run), "heldout")
         assert reference.samples == 297
         whole = reference_images(reference, 0, 297)
         assert whole.shape == (297, 1, 8, 8)
@@ -142,9 +135,9 @@ class TestReference:
         with pytest.raises(
             DataError, match=r"no split 'test'.*\n.*(train, heldout|heldout, train)"
         ):
-            reference_of(found(run), "test", Pixels())
+            reference_of(found(run), "test")
 
     def test_a_dataset_that_changed_since_the_plan_is_refused(self, run: Path):
-        reference = replace(reference_of(found(run), "train", Pixels()), fingerprint="0" * 64)
+        reference = replace(reference_of(found(run), "train"), fingerprint="0" * 64)
         with pytest.raises(DataError, match="is not the one that the sweep was planned for"):
             reference_images(reference, 0, 1)

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator
 
-from fleetstep.config.specs import ClusterSpec, PathText, PublishedSpec, TrackingSpec
+from fleetstep.config.paths import PathText
+from fleetstep.config.specs import ClusterSpec, PublishedSpec, TrackingSpec
 from fleetstep.diffusion.spec import ProcessSpec, check_range
 from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN
 from fleetstep.sampling.spec.amed_training import AmedTrainingSpec
@@ -158,6 +159,11 @@ def check_network(parts: Mapping[str, Any]) -> list[str]:
     """
     if "run" not in parts:
         return []
+    if parts["run"].startswith("exact:"):
+        return [
+            f"run: {parts['run']} is an exact denoiser, which has no bottleneck features for a "
+            "predictor to read; name a run folder or a snapshot folder"
+        ]
     facts = _snapshot_facts(Path(parts["run"]))
     if facts is None:
         return []
@@ -177,7 +183,9 @@ def check_network(parts: Mapping[str, Any]) -> list[str]:
 
 def check_presence(parts: Mapping[str, Any]) -> list[str]:
     """Whether the network is there at all."""
-    if "run" not in parts or _snapshot_facts(Path(parts["run"])) is not None:
+    if "run" not in parts or parts["run"].startswith("exact:"):
+        return []
+    if _snapshot_facts(Path(parts["run"])) is not None:
         return []
     return [
         f"run: {parts['run']} is neither a run folder with snapshots nor a snapshot; "

@@ -29,6 +29,7 @@ from fleetstep.orchestration.amed_worker import (
     report_file,
     run_amed_worker,
 )
+from fleetstep.orchestration.cells import SnapshotRef
 from fleetstep.orchestration.history import FIGURES
 from fleetstep.orchestration.progress import Follower
 from fleetstep.orchestration.run_folder import RunFolder
@@ -36,7 +37,6 @@ from fleetstep.orchestration.sample import guidance_warnings
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.snapshots import find_snapshots
 from fleetstep.orchestration.sweep_job import tracking_uri
-from fleetstep.orchestration.sweep_plan import SnapshotRef
 from fleetstep.orchestration.tracked_run import check_metrics, collect, start_run
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.trainer import Say, check_workers, run_workers, tell

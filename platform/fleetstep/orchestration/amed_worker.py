@@ -18,11 +18,11 @@ from fleetstep.exactness import exact_on_cuda
 from fleetstep.networks.dit import Dit
 from fleetstep.orchestration.amed_checkpoint import choose_amed_start, load_state, save_state
 from fleetstep.orchestration.amed_report import make_report
+from fleetstep.orchestration.cells import SnapshotRef
 from fleetstep.orchestration.fit_worker import Assignment, as_worker, report_checkpoint
 from fleetstep.orchestration.metric_logger import MetricLogger
 from fleetstep.orchestration.run_folder import RunFolder
-from fleetstep.orchestration.snapshots import load_denoiser
-from fleetstep.orchestration.sweep_plan import SnapshotRef
+from fleetstep.orchestration.snapshots import load_trained
 from fleetstep.sampling.amed.files import save_predictor
 from fleetstep.sampling.amed.predictor import Learned
 from fleetstep.sampling.amed.training import AmedTrainer, LoopReport, Share
@@ -88,7 +88,7 @@ class _Run:
         self._on_event, self._facts = job.on_event, facts_of(experiment, job.snapshot)
         exact_on_cuda(device)
         self._group = group = current_group(device)
-        self._denoiser = load_denoiser(job.snapshot, experiment.track, device=device)
+        self._denoiser = load_trained(job.snapshot, experiment.track, device=device)
         self._trainer = AmedTrainer(
             self._denoiser,
             experiment.training,

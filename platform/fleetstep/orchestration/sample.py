@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from fleetstep.errors import UsageError
 from fleetstep.exactness import exact_on_cuda
+from fleetstep.orchestration.cells import SnapshotRef, shape_text
 from fleetstep.orchestration.output_paths import output_file
-from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
-from fleetstep.orchestration.sweep_plan import SnapshotRef, shape_text
+from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser, source_of
 from fleetstep.orchestration.sweep_solvers import schedule_label, state_dtype
 from fleetstep.reporting.grids import write_grid
 from fleetstep.sampling.generate import Generated, generate
@@ -100,7 +100,7 @@ def sample_to_files(
     """Draw images and write them.
 
     Args:
-        source: a run folder (its last snapshot) or a snapshot folder.
+        source: a run folder (its last snapshot), a snapshot folder or `exact:FOLDER`.
         out: the grid's PNG; latents have none.
         solver: how to draw; a predictor is checked against the snapshot.
         nfe: network calls per image, see `chosen_nfe`.
@@ -162,7 +162,7 @@ def sample_to_files(
         "nfe": generated.nfe,
         "grid": None if grid is None else str(grid),
         "npz": None if npz is None else str(npz),
-        "snapshot": str(snapshot.path),
+        "snapshot": source_of(snapshot),
         "warnings": warnings,
     }
 
@@ -191,6 +191,8 @@ def _solver_warnings(solver: SolverSpec) -> list[str]:
 
 def guidance_warnings(snapshot: SnapshotRef, guidance: GuidanceSpec | None) -> list[str]:
     """Guidance away from an image for no class that training never showed the network."""
+    if snapshot.kind == "exact":
+        return []  # its D for no class is that of the whole dataset
     config = json.loads((snapshot.path / FACTS).read_text(encoding="utf-8"))["config"]
     # An imported snapshot does not say how it was trained.
     if guidance is None or guidance.scale == 1 or "training" not in config:

@@ -1,4 +1,7 @@
-"""Snapshots as sampling and sweeps see them: found, described and loaded; and their data."""
+"""Networks as sampling and sweeps see them: found, described and loaded; and their data.
+
+A network is a snapshot of a run, or the exact denoiser of a packed dataset (`exact:FOLDER`).
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,13 @@ from fleetstep.config import Experiment
 from fleetstep.data.manifest import Manifest, load_manifest
 from fleetstep.data.spec import DataSpec
 from fleetstep.data.stream import Stream
-from fleetstep.diffusion.precondition import Denoiser
+from fleetstep.diffusion.precondition import Denoiser as TrainedDenoiser
 from fleetstep.errors import CheckpointError, DataError
-from fleetstep.evaluation.features import Extractor
+from fleetstep.orchestration import exact_sources
+from fleetstep.orchestration.cells import ReferenceSet, SnapshotRef
+from fleetstep.orchestration.exact_sources import exact_source, exact_text
 from fleetstep.orchestration.pieces import network_of, objective_of
-from fleetstep.orchestration.sweep_plan import ReferenceSet, SnapshotRef
+from fleetstep.sampling.denoiser import Denoiser
 from fleetstep.training.snapshot import FACTS, read_snapshot
 
 UInt8 = npt.NDArray[np.uint8]
@@ -32,19 +37,36 @@ UInt8 = npt.NDArray[np.uint8]
 def find_snapshots(
     sources: Sequence[str], *, which: Literal["last", "all"], track: str
 ) -> list[SnapshotRef]:
-    """The snapshots that run folders and snapshot folders name, in the order given.
+    """The networks that sources name, in the order given.
 
     Args:
-        sources: run folders, or single snapshot folders.
+        sources: run folders, single snapshot folders, or `exact:FOLDER`.
         which: of a run folder, its last snapshot, or all of them in order of training.
-        track: the EMA track that will be sampled.
+        track: the EMA track that will be sampled; an exact denoiser has none and takes any.
 
     Raises:
         CheckpointError: a source holds no snapshot, or one is damaged or has no such track.
-        DataError: the dataset of an older snapshot is missing or has changed.
+        DataError: the dataset of an exact denoiser or of an older snapshot is missing or has
+            changed.
+        UsageError: a source asks for an exact denoiser of no images.
     """
-    paths = [path for source in sources for path in _snapshots_in(Path(source), which)]
-    return [describe_snapshot(path, track) for path in paths]
+    return [found for source in sources for found in _found(source, which, track)]
+
+
+def _found(source: str, which: Literal["last", "all"], track: str) -> list[SnapshotRef]:
+    if (exact := exact_source(source)) is not None:
+        return [exact_sources.describe_exact(exact)]
+    return [describe_snapshot(path, track) for path in _snapshots_in(Path(source), which)]
+
+
+def track_of(snapshot: SnapshotRef, track: str) -> str:
+    """The EMA track as plans and records name it: "exact" for an exact denoiser."""
+    return track if snapshot.kind == "snapshot" else exact_sources.TRACK
+
+
+def source_of(snapshot: SnapshotRef) -> str:
+    """The source that names this network alone."""
+    return str(snapshot.path) if snapshot.kind == "snapshot" else exact_text(snapshot)
 
 
 def _snapshots_in(source: Path, which: Literal["last", "all"]) -> list[Path]:
@@ -87,8 +109,9 @@ def trained_experiment(snapshot: SnapshotRef) -> Experiment:
     """The experiment that a snapshot says it is of; of imported weights, its defaults elsewhere.
 
     Raises:
-        CheckpointError: its facts cannot be read.
+        CheckpointError: its facts cannot be read, or it is an exact denoiser.
     """
+    _refuse_exact(snapshot)
     try:
         facts = json.loads((snapshot.path / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -99,11 +122,26 @@ def trained_experiment(snapshot: SnapshotRef) -> Experiment:
 
 
 def load_denoiser(snapshot: SnapshotRef, track: str, *, device: torch.device) -> Denoiser:
-    """The denoiser of a snapshot's EMA track, in evaluation mode, on `device`.
+    """The denoiser of a network, in evaluation mode, on `device`.
 
     Raises:
-        CheckpointError: the snapshot is damaged, or has changed since it was described.
+        CheckpointError: the snapshot is damaged, or it or an exact denoiser's dataset has changed
+            since it was described.
+        DataError: an exact denoiser's dataset is missing or damaged.
     """
+    if snapshot.kind == "exact":
+        return exact_sources.load_exact(snapshot, device=device)
+    return load_trained(snapshot, track, device=device)
+
+
+def load_trained(snapshot: SnapshotRef, track: str, *, device: torch.device) -> TrainedDenoiser:
+    """The denoiser of a snapshot's EMA track, with its network and that network's features.
+
+    Raises:
+        CheckpointError: the snapshot is damaged, has changed since it was described, or is an
+            exact denoiser.
+    """
+    _refuse_exact(snapshot)
     weights, facts = read_snapshot(snapshot.path, track)
     experiment = _experiment(snapshot.path, facts)
     if _digest(facts, track, experiment, snapshot.shape, snapshot.classes) != snapshot.digest:
@@ -114,6 +152,15 @@ def load_denoiser(snapshot: SnapshotRef, track: str, *, device: torch.device) ->
     return build_denoiser(experiment, snapshot.shape, snapshot.classes, weights, device=device)
 
 
+def _refuse_exact(snapshot: SnapshotRef) -> None:
+    if snapshot.kind == "exact":
+        raise CheckpointError(
+            f"{source_of(snapshot)} is an exact denoiser: it was not trained, and has no network "
+            "with bottleneck features",
+            "name a run folder or a snapshot folder",
+        )
+
+
 def build_denoiser(
     experiment: Experiment,
     shape: tuple[int, int, int],
@@ -121,7 +168,7 @@ def build_denoiser(
     weights: Mapping[str, Tensor],
     *,
     device: torch.device,
-) -> Denoiser:
+) -> TrainedDenoiser:
     """The denoiser of an experiment with these weights, in evaluation mode.
 
     Args:
@@ -136,7 +183,7 @@ def build_denoiser(
     return objective_of(experiment).denoiser(network.requires_grad_(False)).to(device).eval()
 
 
-def reference_of(snapshot: SnapshotRef, split: str, extractor: Extractor) -> ReferenceSet:
+def reference_of(snapshot: SnapshotRef, split: str) -> ReferenceSet:
     """The images of `split` of the dataset that the snapshot's run was trained on.
 
     Raises:
@@ -159,8 +206,6 @@ def reference_of(snapshot: SnapshotRef, split: str, extractor: Extractor) -> Ref
         fingerprint=manifest.fingerprint,
         split=split,
         samples=manifest.samples(split),
-        extractor=extractor.digest,
-        preprocess=extractor.preprocess,
     )
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from fleetstep.durable import write_whole
 from fleetstep.errors import UsageError
 from fleetstep.exactness import exact_on_cuda
+from fleetstep.orchestration.cells import SnapshotRef
 from fleetstep.orchestration.output_paths import output_folder
-from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser
-from fleetstep.orchestration.sweep_plan import SnapshotRef
+from fleetstep.orchestration.snapshots import find_snapshots, load_denoiser, track_of
 from fleetstep.reporting.geometry_plots import Band, Search, View, write_alignment, write_geometry
 from fleetstep.sampling.alignment import Alignment, align
 from fleetstep.sampling.denoiser import Denoiser
@@ -87,7 +87,7 @@ def report_trajectories(
     Trajectories stay on the device for one batch at a time; what is kept of each is its errors.
 
     Args:
-        source: a run folder (its last snapshot) or a snapshot folder.
+        source: a run folder (its last snapshot), a snapshot folder or `exact:FOLDER`.
         out: folder for trajectory.json, trajectory-geometry.png and alignment.png.
         samples: trajectories.
         batch: of them at once; the alignment search uses the first batch.
@@ -116,7 +116,7 @@ def report_trajectories(
     with torch.inference_mode():
         raw, scaled = _measure(walks, samples, batch, say)
         found = walks.align(min(samples, batch))
-    record = _record(snapshot, ema, samples, walks.sigmas, raw, scaled, found)
+    record = _record(snapshot, track_of(snapshot, ema), samples, walks.sigmas, raw, scaled, found)
     return TrajectoryReport(record, _write(record, raw, scaled, found, out))
 
 

@@ -29,6 +29,7 @@ from fleetstep.sampling.walk import FirstCall
 
 LabelRule = Literal["random", "balanced"]
 StateDtype = Literal["float64", "float32"]
+Quantisation = Literal["round", "truncate"]
 
 _DTYPES: dict[StateDtype, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
 
@@ -107,9 +108,13 @@ def labels_of(
     return dealt[start : start + count].astype(np.int64)
 
 
-def quantise(x_BCHW: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to uint8: floor(127.5 x + 128), clipped; undoes x = v / 127.5 - 1."""
-    return (x_BCHW * 127.5 + 128.0).floor().clamp(0, 255).to(torch.uint8)
+def quantise(x_BCHW: Tensor, rule: Quantisation = "round") -> Tensor:
+    """Pixels in [-1, 1] to uint8: floor(127.5 x + 128), clipped, undoes x = v / 127.5 - 1.
+
+    "truncate" is floor(127.5 (x + 1)), as the images of Dhariwal & Nichol (2021) were stored.
+    """
+    shift = 128.0 if rule == "round" else 127.5
+    return (x_BCHW * 127.5 + shift).floor().clamp(0, 255).to(torch.uint8)
 
 
 def generate(
@@ -126,6 +131,7 @@ def generate(
     batch: int = 100,
     labels: LabelRule = "random",
     dtype: StateDtype = "float64",
+    quantisation: Quantisation = "round",
     first_calls: FirstCalls | None = None,
     unquantised: bool = False,
     on_batch: Callable[[int], None] | None = None,
@@ -149,6 +155,7 @@ def generate(
         batch: images in a call, fixed; values below 2 are run as 2.
         labels: how class ids follow from the seed, see `labels_of`.
         dtype: of the solver's state; the network's precision is its own affair.
+        quantisation: from the sampler's numbers to pixels, see `quantise`.
         first_calls: first evaluations to share, of this denoiser, guidance, namespace, shape and
             rule of labels; it changes no bit.
         unquantised: also keep the images as float32: the latents of a VAE are no pixels.
@@ -183,7 +190,8 @@ def generate(
         with torch.inference_mode():
             result, calls = drawing.draw(first + done)
             wanted = min(drawing.batch, count - done)
-            images[done : done + wanted] = quantise(result.x_BCHW[:wanted]).cpu().numpy()
+            pixels = quantise(result.x_BCHW[:wanted], quantisation)
+            images[done : done + wanted] = pixels.cpu().numpy()
             if floats is not None:
                 floats[done : done + wanted] = result.x_BCHW[:wanted].float().cpu().numpy()
         counts.append(result.nfe)
