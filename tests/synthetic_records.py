@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,9 @@ def score(
     solver: str = "heun",
     nfe: int = 9,
     n: int = 2000,
-    metric: str = "fd.fs-rn20.multi112@3f2a3f2a",
+    kind: str = "fd",
+    metric: str = "",
+    guidance: str = "",
     images_seen: int = 200_000,
     extractor_sha256: str = EXTRACTOR,
     reference_sha256: str = REFERENCE,
@@ -34,8 +37,10 @@ def score(
     values = np.asarray(pseudo_values)
     se = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     value = float(values.mean())
+    count = f"{n // 1000}k" if n % 1000 == 0 else str(n)
     return Score(
-        metric=metric,
+        metric=metric or f"{kind}{count}.fs-rn20.multi112@{extractor_sha256[:8]}",
+        kind=kind,
         value=value,
         raw=value * 1.05,
         se=se,
@@ -60,9 +65,17 @@ def score(
         reference_n=1500,
         preprocess="nearest x4 to 32x32x3",
         quantisation="floor(127.5 x + 128)",
+        guidance=guidance,
+        protocol_name="",
         versions={"fleetstep": "0.1.0", "torch": "2.13.0+cpu", "numpy": "2.4.1"},
         hardware={"cpu": "x86-64, AVX-512", "threads": "1"},
     )
+
+
+def as_json(score: Score) -> dict[str, Any]:
+    """The record of a score as an evaluation writes it."""
+    values = {name: getattr(score, name) for name in Score.__dataclass_fields__}
+    return {**values, "protocol": values.pop("protocol_name"), "confidence": 0.95}
 
 
 def curve(values: Sequence[float], *, images: int = 1000, seconds: float = 10.0) -> Curve:
@@ -154,7 +167,7 @@ def _scores(run: str, gain: float, seed: int) -> list[Score]:
                         solver=solver,
                         nfe=nfe,
                         n=1000,
-                        metric=f"{kind}.fs-rn20.multi112@3f2a3f2a",
+                        kind=kind,
                         seeds="0:0-999",
                     )
                 )

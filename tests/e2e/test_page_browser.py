@@ -1,16 +1,22 @@
-"""The comparison page in a real browser: it renders, loads nothing, and fits a phone."""
+"""The pages in a real browser: they render, load nothing, and fit a phone."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from e2e.devtools import Chromium
 from fleetstep.reporting.comparison import compare
+from fleetstep.reporting.neighbours import NeighbourCheck
 from fleetstep.reporting.page import write_page
+from fleetstep.reporting.seed_grids import SeedGrid
+from fleetstep.reporting.sweep_page import SweepReport, write_sweep_page
+from fleetstep.reporting.sweep_record import SweepRecord
 from synthetic_records import demo_records
+from synthetic_sweep import NFE, SOLVERS, demo_sweep
 
 pytestmark = pytest.mark.browser
 
@@ -41,6 +47,29 @@ def browser(folder: Path):
 def url(folder: Path):
     path = folder / "comparison.html"
     write_page(compare(demo_records(), "edm"), path)
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def sweep_url(folder: Path):
+    rng = np.random.default_rng(0)
+    rows = tuple((name, rng.integers(0, 255, (8, 3, 32, 32), np.uint8)) for name in SOLVERS)
+    check = NeighbourCheck(
+        cell="edm-fdm: dpmpp_2m at 9 calls",
+        images_nCHW=rng.integers(0, 255, (16, 3, 32, 32), np.uint8),
+        neighbours_nKCHW=rng.integers(0, 255, (16, 3, 3, 32, 32), np.uint8),
+        distance_nK=np.sort(rng.uniform(1, 3, (16, 3))),
+        generated_n=rng.gamma(9, 0.2, 1000),
+        real_m=rng.gamma(9, 0.2, 1500),
+        features="fs-rn20.multi112",
+    )
+    report = SweepReport(
+        record=SweepRecord.from_dict(demo_sweep({"edm": 0.2, "edm-fdm": -0.05}.__getitem__)),
+        grids=tuple(SeedGrid("edm-fdm", str(nfe), rows) for nfe in NFE),
+        checks=(check,),
+    )
+    path = folder / "sweep.html"
+    write_sweep_page(report, path)
     return path.as_uri()
 
 
@@ -75,6 +104,33 @@ def test_it_renders_without_errors_or_network(
     browser.screenshot(folder / f"{width}-{'dark' if dark else 'light'}.png")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_sweeps_page_renders_too(
+    browser: Chromium, sweep_url: str, folder: Path, width: int, dark: bool
+):
+    browser.open(sweep_url, width=width, dark=dark)
+
+    assert_silent(browser)
+    assert browser.evaluate("document.querySelector('h1').innerText").startswith("Ship edm-fdm: ")
+    widths = browser.evaluate("[...document.images].map((i) => i.naturalWidth)")
+    assert len(widths) == len(NFE) + 1
+    assert min(widths) > 0
+    opened = "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+    browser.evaluate(opened)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    browser.screenshot(folder / f"sweep-{width}-{'dark' if dark else 'light'}.png")
+
+
+def test_the_sweeps_answer_and_front_are_on_the_first_screen(browser: Chromium, sweep_url: str):
+    browser.open(sweep_url, width=1280, height=800)
+    bottom = browser.evaluate(
+        "document.querySelector('.answer table').getBoundingClientRect().bottom"
+    )
+
+    assert bottom < 800
+
+
 def test_it_follows_the_colour_scheme(browser: Chromium, url: str):
     papers = []
     for dark in (False, True):
@@ -93,8 +149,11 @@ def test_the_answer_is_on_the_first_screen(browser: Chromium, url: str):
     assert bottom < 800
 
 
-def test_texts_stay_readable_on_a_phone(browser: Chromium, url: str):
-    browser.open(url, width=390)
+@pytest.mark.parametrize("page", ["url", "sweep_url"])
+def test_texts_stay_readable_on_a_phone(
+    browser: Chromium, page: str, request: pytest.FixtureRequest
+):
+    browser.open(request.getfixturevalue(page), width=390)
     smallest = browser.evaluate(
         "Math.min(...[...document.querySelectorAll('.chart text')].map((t) =>"
         " parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
@@ -103,8 +162,11 @@ def test_texts_stay_readable_on_a_phone(browser: Chromium, url: str):
     assert smallest > 9
 
 
-def test_no_text_is_cut_at_the_edge_of_its_chart(browser: Chromium, url: str):
-    browser.open(url, width=1280)
+@pytest.mark.parametrize("page", ["url", "sweep_url"])
+def test_no_text_is_cut_at_the_edge_of_its_chart(
+    browser: Chromium, page: str, request: pytest.FixtureRequest
+):
+    browser.open(request.getfixturevalue(page), width=1280)
     cut = browser.evaluate(
         "[...document.querySelectorAll('.chart text')].filter((t) => {"
         " const b = t.getBBox(), v = t.ownerSVGElement.viewBox.baseVal;"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from fleetstep.errors import ComparisonError, TrackingError
 from fleetstep.orchestration.history import History, records, score_of
 from fleetstep.orchestration.metric_logger import MetricLogger, drain
 from fleetstep.orchestration.tracking import Tracker
-from synthetic_records import score
+from synthetic_records import as_json, score
 
 TRAIN = {"fleetstep.kind": "train"}
 
@@ -39,11 +38,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         (folder / name).write_bytes(picture.getvalue())
         tracker.log_artifact(edm, folder / name, "grids")
     tracker.log_artifact(edm, folder / "images-000012800.png", "figures")
-    first = [asdict(score(pseudo_values=(9.0, 9.2), nfe=nfe)) for nfe in (9, 17)]
+    first = [as_json(score(pseudo_values=(9.0, 9.2), nfe=nfe)) for nfe in (9, 17)]
     tracker.log_dict(edm, first, "scores.json")
     sweep = tracker.start_run("sweep", {}, parent_run_id=edm)
     cell = tracker.start_run("heun-9", {}, parent_run_id=sweep)
-    tracker.log_dict(cell, [asdict(score(pseudo_values=(1.0, 1.2), nfe=9))], "scores.json")
+    tracker.log_dict(cell, [as_json(score(pseudo_values=(1.0, 1.2), nfe=9))], "scores.json")
     for run in (cell, sweep, edm):
         tracker.finish(run, "FINISHED")
     twins = [tracker.start_run("twin", {}, tags=TRAIN) for _ in range(2)]
@@ -107,6 +106,19 @@ def test_a_tracker_or_experiment_that_is_not_there_is_not_made(made: Any, tmp_pa
         History(made.tracker.uri, "digit")
 
 
+def test_files_of_nested_runs_are_found_at_any_depth_in_one_search(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+):
+    searches = []
+    search = made.history._search
+    monkeypatch.setattr(made.history, "_search", lambda: searches.append(1) or search())
+
+    assert made.history.keeping("scores.json", made.edm) == [("heun-9", made.cell)]
+    assert made.history.keeping("scores.json", made.twins[0]) == []
+    assert made.history.keeping("grids", made.sweep) == []
+    assert len(searches) == 3
+
+
 def test_a_record_holds_curves_grids_and_the_scores_of_every_sweep(made: Any):
     (run,) = records(made.history, ["edm"])
     loss = run.curves["train/loss"]
@@ -143,6 +155,6 @@ def test_damaged_scores_are_named_with_their_run(made: Any):
 
 
 def test_a_score_is_rebuilt_from_its_record():
-    assert score_of(asdict(score())) == score()
+    assert score_of(as_json(score())) == score()
     with pytest.raises(ComparisonError, match="'solver'"):
-        score_of({k: v for k, v in asdict(score()).items() if k != "solver"})
+        score_of({k: v for k, v in as_json(score()).items() if k != "solver"})

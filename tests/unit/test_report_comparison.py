@@ -110,10 +110,10 @@ def test_the_last_checkpoint_counts_and_different_budgets_are_noted():
 
 def test_earlier_checkpoints_are_counted_once_whatever_their_metrics_and_cells():
     scores = tuple(
-        score(images_seen=seen, nfe=nfe, metric=metric)
+        score(images_seen=seen, nfe=nfe, kind=kind)
         for seen in (1000, 2000, 3000)
         for nfe in (5, 9)
-        for metric in ("fd.x@1", "fd_z.x@1")
+        for kind in ("fd", "fd_z")
     )
 
     notes = compare([run(scores=scores)], "edm").notes
@@ -269,12 +269,12 @@ def test_units_of_progress_and_time():
 
 
 def test_only_a_full_fid_is_called_one():
-    full = replace(score().protocol, metric="fid.clean.unbiased", n=50_000)
+    full = replace(score().protocol, metric="fid50k.clean.unbiased", n=50_000)
     small = replace(full, metric="fid10k.clean.unbiased", n=10_000)
 
     assert "Not FID" in metric_card(score().protocol, "fs-rn20.multi112")
     unbiased = "bias removed by the jackknife; published FIDs are the raw value, shown as raw"
     assert metric_card(full, "inception") == f"Fréchet Inception distance, {unbiased}."
     assert f"only 10,000 images, {unbiased}" in metric_card(small, "inception")
-    assert metric_text(full) == "FID (clean, unbiased)"
+    assert metric_text(full) == "FID50k (clean, unbiased)"
     assert metric_text(small) == "FID10k (clean, unbiased)"

@@ -3,7 +3,6 @@ import hashlib
 import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,32 +14,10 @@ from fleetstep.reporting.markup import element
 from fleetstep.reporting.page import page, write_page
 from fleetstep.reporting.records import Grid
 from fleetstep.reporting.tables import comparison_table, config_table, sweep_table
+from page_reader import Reader
 from synthetic_records import demo_records
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}&amp;[bold]'
-
-
-class Reader(HTMLParser):
-    """Tags with attributes, texts, and whether every tag is closed in order."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags, self.texts, self.open = [], [], []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text: str):
-        self.texts.append(text)
 
 
 @pytest.fixture(scope="module")

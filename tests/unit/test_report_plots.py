@@ -11,7 +11,8 @@ from PIL import Image
 
 from fleetstep.reporting.axes import at_values, fit, linear_ticks, log_ticks
 from fleetstep.reporting.comparison import Comparison, compare
-from fleetstep.reporting.figures import bins_figure, difference_figure, loss_figure, sweep_figure
+from fleetstep.reporting.difference_figures import bins_figure, difference_figure
+from fleetstep.reporting.figures import loss_figure, sweep_figure
 from fleetstep.reporting.grids import side_by_side, tile, write_grid
 from fleetstep.reporting.palette import colour_of, marker_of
 from fleetstep.reporting.plots import write_plots

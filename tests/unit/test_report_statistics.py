@@ -8,8 +8,10 @@ import pytest
 
 from fleetstep import rng
 from fleetstep.errors import ComparisonError
-from fleetstep.evaluation.metrics import Reference, frechet, jackknife
+from fleetstep.evaluation.jackknife import jackknife
+from fleetstep.evaluation.metrics import Gaussian, frechet
 from fleetstep.evaluation.moments import Moments
+from fleetstep.evaluation.reference import Reference
 from fleetstep.reporting.records import Curve, Score
 from fleetstep.reporting.statistics import (
     Reached,
@@ -18,7 +20,7 @@ from fleetstep.reporting.statistics import (
     reach,
     time_to_quality,
 )
-from synthetic_records import curve, score
+from synthetic_records import as_json, curve, score
 
 
 class TestPairedDifference:
@@ -68,7 +70,8 @@ class TestPairedDifference:
                 r"the feature extractor \(SHA-256\): 00ff against 3f2a",
             ),
             ({"reference_sha256": "ab"}, r"the reference statistics \(SHA-256\): ab against"),
-            ({"metric": "fd_z.x@1"}, r"the metric: fd_z\.x@1 against fd\.fs-rn20"),
+            ({"kind": "kid"}, r"the metric: kid2k\.fs-rn20.* against fd2k\.fs-rn20"),
+            ({"guidance": "cfg 1.5"}, r"the guidance: cfg 1\.5 against "),
             ({"seeds": "1:0-1999"}, r"the sample seeds: 1:0-1999 against 0:0-1999"),
             ({"nfe": 19}, r"the number of network calls: 19 against 9"),
             ({"solver": "euler"}, r"the solver: euler against heun"),
@@ -83,14 +86,17 @@ class TestPairedDifference:
         assert "fdm and edm" in caught.value.message
         assert "one sweep config" in caught.value.remedy
 
-    @pytest.mark.parametrize("fact", ["labels", "preprocess", "quantisation", "schedule"])
+    @pytest.mark.parametrize(
+        "fact", ["labels", "preprocess", "quantisation", "schedule", "protocol_name"]
+    )
     def test_other_protocol_facts_are_refused_too(self, fact: str):
         with pytest.raises(ComparisonError, match=r"another against"):
             paired_difference(replace(score("fdm"), **{fact: "another"}), score("edm"))
 
     def test_shared_latents_make_it_sharper(self):
         """The same samples, slightly and more distorted, against independent ones."""
-        reference = Reference("", Moments.of(rng.draw(1, "reference", 0, 4000, (6,))))
+        real = Moments.of(rng.draw(1, "reference", 0, 4000, (6,)))
+        reference = Reference("", Gaussian.of(real), "", real.n)
 
         def scored(seed: int, scale: float) -> Score:
             blocks = np.split(scale * rng.draw(seed, "samples", 0, 1000, (6,)), 10)
@@ -188,8 +194,11 @@ class TestRecords:
             Curve((2, 1), (0.0, 0.0), (0.0, 1.0))
 
     def test_a_score_from_its_json(self):
-        values = {name: getattr(score(), name) for name in Score.__dataclass_fields__}
-        json = {**values, "confidence": 0.95, "seeds": {"namespace": 0, "first": 0, "count": 2000}}
+        json = {
+            **as_json(score()),
+            "confidence": 0.95,
+            "seeds": {"namespace": 0, "first": 0, "count": 2000},
+        }
 
         assert Score.from_dict(json) == score()
 
@@ -197,14 +206,18 @@ class TestRecords:
         with pytest.raises(ComparisonError, match="must hold 'metric'"):
             Score.from_dict({"value": 1.0})
 
-    @pytest.mark.parametrize("name", ["preprocess", "quantisation", "labels", "seeds", "ema"])
+    @pytest.mark.parametrize(
+        "name",
+        ["preprocess", "quantisation", "labels", "seeds", "ema", "kind", "guidance", "protocol"],
+    )
     def test_a_protocol_that_is_not_stated_is_not_taken_for_equal(self, name: str):
-        values = {name: getattr(score(), name) for name in Score.__dataclass_fields__}
+        values = as_json(score())
         del values[name]
-        with pytest.raises(ComparisonError, match=f"must hold '{name}'"):
+        with pytest.raises(ComparisonError, match=f"must hold '{name}'") as caught:
             Score.from_dict(values)
+        assert "score the checkpoint again" in caught.value.remedy
 
     def test_another_confidence_is_refused(self):
-        values = {name: getattr(score(), name) for name in Score.__dataclass_fields__}
+        values = as_json(score())
         with pytest.raises(ComparisonError, match=r"intervals of 95%.*one of 0\.99"):
             Score.from_dict({**values, "confidence": 0.99})

@@ -109,6 +109,26 @@ class History:
                 if run.data.tags.get(_PARENT) == run_id
             ]
 
+    def keeping(self, artifact: str, run_id: str) -> list[tuple[str, str]]:
+        """(name, id) of the runs nested under a run, at any depth, that keep such a file in their
+        topmost folder: the nearest first, then the oldest.
+
+        A sweep nests hundreds: they are listed once, and their metrics are not read.
+        """
+        with self._errors(f"list runs under {run_id}"):
+            nested: dict[str | None, list[Any]] = {}
+            for run in self._search():
+                nested.setdefault(run.data.tags.get(_PARENT), []).append(run)
+            found: list[tuple[str, str]] = []
+            pending = [run_id]
+            while pending:
+                for run in nested.get(pending.pop(0), []):
+                    pending.append(run.info.run_id)
+                    files = self._client.list_artifacts(run.info.run_id)
+                    if artifact in {entry.path for entry in files}:
+                        found.append((run.info.run_name, run.info.run_id))
+            return found
+
     def read(self, run_id: str, artifact: str) -> bytes:
         """Content of one of the run's files."""
         with (
@@ -238,24 +258,21 @@ def _curve(points: Sequence[Point], began_ms: int) -> Curve:
 def _scores(history: History, run: RunHistory) -> tuple[Score, ...]:
     """All scores of the run and those nested under it; of one measured twice the later stays."""
     found: dict[Any, Score] = {}
-    pending = [run]
-    while pending:
-        current = pending.pop(0)
-        pending += history.children(current.run_id)
-        if SCORES in current.artifacts:
-            for score in _read_scores(history, current):
-                found[score.protocol, score.cell, score.checkpoint] = score
+    own = [(run.name, run.run_id)] if SCORES in run.artifacts else []
+    for name, run_id in [*own, *history.keeping(SCORES, run.run_id)]:
+        for score in _read_scores(history, name, run_id):
+            found[score.protocol, score.cell, score.checkpoint] = score
     return tuple(found.values())
 
 
-def _read_scores(history: History, run: RunHistory) -> list[Score]:
+def _read_scores(history: History, name: str, run_id: str) -> list[Score]:
     try:
-        entries = json.loads(history.read(run.run_id, SCORES))
+        entries = json.loads(history.read(run_id, SCORES))
     except ValueError:
         entries = None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ComparisonError(
-            f"{SCORES} of run {run.name} ({run.run_id}) is not a list of score records",
+            f"{SCORES} of run {name} ({run_id}) is not a list of score records",
             "delete that run in the MLflow UI and sweep again",
         )
     return [score_of(entry) for entry in entries]

@@ -21,7 +21,7 @@ from fleetstep.reporting.comparison import Comparison, compare
 from fleetstep.reporting.grids import side_by_side
 from fleetstep.reporting.page import write_page
 from fleetstep.reporting.plots import write_plots
-from fleetstep.reporting.tables import comparison_table, config_table, sweep_table
+from fleetstep.reporting.tables import comparison_table, config_table, metrics_table, sweep_table
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,14 @@ class ComparisonFiles:
 
     @property
     def tables(self) -> list[Table]:
-        """The tables for a terminal: the answer, every sweep, and how the configurations
-        differ.
+        """The tables for a terminal: the answer, the headline sweep, all metrics, and how the
+        configurations differ.
         """
         comparison = self.comparison
-        tables = [comparison_table(comparison), *map(sweep_table, comparison.sweeps)]
+        tables = [comparison_table(comparison)]
+        if comparison.sweep is not None:
+            tables.append(sweep_table(comparison.sweep))
+        tables += [metrics_table(g) for g in comparison.by_samples if g != (comparison.sweep,)]
         return [*tables, config_table(comparison)] if comparison.config else tables
 
     def as_dict(self) -> dict[str, Any]:

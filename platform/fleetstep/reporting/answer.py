@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fleetstep.reporting.comparison import Comparison
-from fleetstep.reporting.wording import ONE_SEED, metric_text, verdict_text
+from fleetstep.reporting.wording import ONE_SEED, cell_words, metric_text, verdict_text
 
 
 def headline(comparison: Comparison) -> str:
@@ -51,7 +51,7 @@ def grounds(comparison: Comparison) -> str:
         return ""
     cells = {difference.cell for difference in judged}
     cell = judged[0].cell
-    where = f"{cell.solver} with {cell.calls} network calls, " if len(cells) == 1 else ""
+    where = f"{cell_words(cell)}, " if len(cells) == 1 else ""
     return (
         f"Judged in one cell, {where}chosen because {comparison.baseline} scores best there: "
         f"{judged[0].n:,} samples of each run from the same latents, compared in "

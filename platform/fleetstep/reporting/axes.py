@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LOG_FROM = 5.0
 """A positive axis whose largest value is this many times its smallest is drawn logarithmically."""
@@ -16,6 +16,10 @@ _LOG_FROM = 5.0
 class Axis:
     """One axis: what it measures (with its unit), its range, its scale and its ticks (place,
     text).
+
+    Args:
+        linear_to: where not 0, the axis is linear about zero up to this size and logarithmic
+            beyond it on both sides: asinh(value / linear_to).
     """
 
     title: str
@@ -23,6 +27,7 @@ class Axis:
     high: float
     ticks: tuple[tuple[float, str], ...]
     log: bool = False
+    linear_to: float = 0.0
 
     def place(self, value: float) -> float:
         """Where `value` lies, 0 = low end, 1 = high end; values outside (or <= 0 on a log axis) go
@@ -32,6 +37,11 @@ class Axis:
             if value <= 0:
                 return 0.0
             share = math.log(value / self.low) / math.log(self.high / self.low)
+        elif self.linear_to:
+            low, here, high = (
+                math.asinh(end / self.linear_to) for end in (self.low, value, self.high)
+            )
+            share = (here - low) / (high - low)
         else:
             share = (value - self.low) / (self.high - self.low)
         return min(max(share, 0.0), 1.0)
@@ -59,6 +69,44 @@ def fit(
     air = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = (low - air if low != 0 else low), high + air
     return Axis(title, low, high, linear_ticks(low, high))
+
+
+def through_zero(title: str, values: Iterable[float], linear_to: float) -> Axis:
+    """An axis for values of many sizes of which some are negative or zero: linear up to
+    `linear_to` on both sides of zero, logarithmic beyond.
+
+    Args:
+        linear_to: > 0, about the size of what noise there is around zero.
+    """
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    unit = Axis(title, low, high or linear_to, (), linear_to=linear_to)
+    air = 0.07 * (math.asinh(unit.high / linear_to) - math.asinh(low / linear_to)) or 1.0
+    low, high = (
+        linear_to * math.sinh(math.asinh(end / linear_to) + step)
+        for end, step in ((low, -air), (unit.high, air))
+    )
+    axis = Axis(title, low, high, (), linear_to=linear_to)
+    return replace(axis, ticks=_signed_ticks(axis))
+
+
+def _signed_ticks(axis: Axis) -> tuple[tuple[float, str], ...]:
+    """Zero, and 1, 2 and 5 times powers of ten on both sides, as far as their texts do not
+    touch.
+    """
+    smallest = math.floor(math.log10(axis.linear_to))
+    largest = math.ceil(math.log10(max(abs(axis.low), abs(axis.high), axis.linear_to)))
+    sizes = [
+        (digit * 10.0**power, max(0, -power))
+        for digit in (1, 5, 2)
+        for power in range(largest, smallest - 1, -1)
+    ]
+    kept: list[tuple[float, str]] = []
+    for value, decimals in [(0.0, 0), *((s * v, d) for v, d in sizes for s in (1, -1))]:
+        far = all(abs(axis.place(value) - axis.place(other)) > 0.09 for other, _ in kept)
+        if axis.low <= value <= axis.high and far:
+            kept.append((value, _tick(value, decimals)))
+    return tuple(sorted(kept))
 
 
 def from_zero(title: str, values: Iterable[float]) -> Axis:

@@ -14,8 +14,12 @@ from fleetstep.reporting.axes import Axis
 
 @dataclass(frozen=True)
 class Point:
-    """A mark with an optional interval and the words that explain it; hollow = the interval
-    includes zero.
+    """A mark with an optional interval and the words that explain it.
+
+    Args:
+        hollow: set apart; the figure's caption says what for.
+        faint: drawn to be overlooked.
+        label: words beside the mark, where there is room for some.
     """
 
     x: float
@@ -24,16 +28,19 @@ class Point:
     high: float | None = None
     text: str = ""
     hollow: bool = False
+    faint: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one run; `line` joins them."""
+    """Points of one run, or of something else with a name; `line` joins, `marks` shows them."""
 
     run: str
     slot: int
     points: tuple[Point, ...]
     line: bool = True
+    marks: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fleetstep.errors import ComparisonError
+from fleetstep.reporting.comparison_notes import (
+    checkpoint_notes,
+    held_out_notes,
+    run_notes,
+    sweep_notes,
+)
 from fleetstep.reporting.records import HELD_OUT_LOSS, Cell, Protocol, RunRecord, Score
 from fleetstep.reporting.statistics import (
     Difference,
@@ -21,15 +27,6 @@ from fleetstep.reporting.statistics import (
     paired_difference,
     time_to_quality,
 )
-from fleetstep.reporting.wording import images_text
-
-DATASET = "dataset.fingerprint"
-"""Tag (or param) that identifies the dataset's content."""
-
-# The batch size of the measurement is not among them: it changes nothing but speed.
-_HELD_OUT = ("data.heldout", "training.heldout.bins", "training.heldout.images")
-# What the network predicts changes neither the levels nor the weight of the measurement.
-_NOT_MEASURED = ("process.prediction", "process.learned_variance")
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ class Sweep:
         return tuple(self.scores[run, cell] for cell in self.cells if (run, cell) in self.scores)
 
     def best(self, run: str) -> Score | None:
-        """The lowest score of a run; chosen by looking, so a little optimistic."""
-        return min(self.of(run), key=lambda score: score.value, default=None)
+        """The best score of a run; chosen by looking, so a little optimistic."""
+        return min(self.of(run), key=lambda score: score.shortfall, default=None)
 
     def paired(self, run: str) -> tuple[Difference, ...]:
         """All differences of one run to the baseline, by cell."""
@@ -78,7 +75,9 @@ class Sweep:
         is judged, and there is one test a run, not one a cell.
         """
         return min(
-            self.paired(run), key=lambda difference: difference.baseline_value, default=None
+            self.paired(run),
+            key=lambda d: self.scores[self.baseline, d.cell].shortfall,
+            default=None,
         )
 
 
@@ -89,7 +88,7 @@ class Standing:
     Args:
         headline: its difference to the baseline in the headline cell; None for the baseline and
             without scores.
-        best: its lowest score of the headline protocol.
+        best: its best score of the headline protocol.
         final_loss: last held-out loss.
         time_to_quality: None where the curves cannot be compared.
     """
@@ -132,6 +131,16 @@ class Comparison:
         """The headline sweep."""
         return self.sweeps[0] if self.sweeps else None
 
+    @property
+    def by_samples(self) -> tuple[tuple[Sweep, ...], ...]:
+        """The sweeps in groups: all metrics of the same images in the same features."""
+        groups: dict[Protocol, list[Sweep]] = {}
+        for sweep in self.sweeps:
+            groups.setdefault(sweep.protocol.of_samples, []).append(sweep)
+        return tuple(
+            tuple(sorted(group, key=lambda s: s.protocol.precedence)) for group in groups.values()
+        )
+
 
 def compare(records: Sequence[RunRecord], baseline: str) -> Comparison:
     """Compare runs with one of them.
@@ -148,7 +157,7 @@ def compare(records: Sequence[RunRecord], baseline: str) -> Comparison:
     name = runs[0].name
     sweeps, refusals = _sweeps(runs)
     config = config_differences(runs)
-    loss_notes = _held_out_notes(runs, config)
+    loss_notes = held_out_notes(runs, config)
     standings = tuple(
         Standing(
             run=run,
@@ -159,11 +168,12 @@ def compare(records: Sequence[RunRecord], baseline: str) -> Comparison:
         )
         for run in runs
     )
+    shown = {run.name: {s.images_seen for w in sweeps for s in w.of(run.name)} for run in runs}
     notes = (
         *loss_notes,
-        *_run_notes(runs, config),
-        *_sweep_notes(sweeps),
-        *_checkpoint_notes(runs, sweeps),
+        *run_notes(runs, config),
+        *sweep_notes(tuple(sweeps[0].scores.values()) if sweeps else ()),
+        *checkpoint_notes(runs, shown),
     )
     return Comparison(name, standings, not loss_notes, sweeps, config, refusals, notes)
 
@@ -216,13 +226,19 @@ def _sweeps(runs: Sequence[RunRecord]) -> tuple[tuple[Sweep, ...], tuple[str, ..
     return tuple(sweeps), _refusals(runs, sweeps)
 
 
-def _rank(sweep: Sweep, baseline: str) -> tuple[bool, int, bool, int, str]:
-    """Order of sweeps: with the baseline, most runs, a plain distance before a standardised one,
-    most samples.
+def _rank(sweep: Sweep, baseline: str) -> tuple[bool, int, int, int, str, str]:
+    """Order of sweeps: with the baseline, most runs, FID and plain distances before others, most
+    samples.
     """
-    standardised = not sweep.protocol.metric.startswith(("fid", "fd."))
-    metric = sweep.protocol.metric
-    return (baseline not in sweep.runs, -len(sweep.runs), standardised, -sweep.protocol.n, metric)
+    protocol = sweep.protocol
+    return (
+        baseline not in sweep.runs,
+        -len(sweep.runs),
+        protocol.precedence,
+        -protocol.n,
+        protocol.metric,
+        protocol.seeds,
+    )
 
 
 def _sweep(protocol: Protocol, baseline: str, by_run: Mapping[str, Sequence[Score]]) -> Sweep:
@@ -273,84 +289,3 @@ def _time_to_quality(run: RunRecord, baseline: RunRecord) -> TimeToQuality | Non
     return (
         time_to_quality(curve, reference) if curve is not None and reference is not None else None
     )
-
-
-def _held_out_notes(
-    runs: Sequence[RunRecord], config: Sequence[tuple[str, tuple[str | None, ...]]]
-) -> tuple[str, ...]:
-    """Why held-out losses may not be compared: other images, or other noise levels."""
-    notes = []
-    if len({run.tags.get(DATASET) or run.params.get(DATASET) for run in runs}) > 1:
-        notes.append("The runs saw different datasets: their held-out losses are not compared.")
-    measure = [
-        key
-        for key, _ in config
-        if key in _HELD_OUT or (key.startswith("process.") and key not in _NOT_MEASURED)
-    ]
-    if measure:
-        notes.append(
-            f"The held-out measurement differs between the runs ({', '.join(measure)}): their "
-            "held-out losses are not compared."
-        )
-    return tuple(notes)
-
-
-def _run_notes(
-    runs: Sequence[RunRecord], config: Sequence[tuple[str, tuple[str | None, ...]]]
-) -> tuple[str, ...]:
-    notes = [
-        f"{run.name} is {run.status}, not FINISHED." for run in runs if run.status != "FINISHED"
-    ]
-    notes += [
-        f"{run.name} has no held-out loss." for run in runs if HELD_OUT_LOSS not in run.curves
-    ]
-    differing = {key.rpartition(".")[2] for key, _ in config}
-    if len(runs) > 1 and "seed" in differing and differing <= {"seed", "name"}:
-        notes.append(
-            "The runs differ in their seed alone: what differs here is noise between training "
-            "seeds."
-        )
-    return tuple(notes)
-
-
-def _sweep_notes(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
-    if not sweeps:
-        return ("No checkpoint was scored: there is no verdict on sample quality.",)
-    notes = []
-    scores = tuple(sweeps[0].scores.values())
-    places = {score.run: score.images_seen for score in scores}
-    if len(set(places.values())) > 1:
-        listed = ", ".join(f"{run} after {images_text(seen)}" for run, seen in places.items())
-        notes.append(f"The scored checkpoints saw different numbers of images: {listed}.")
-    for title, facts in (("software", "versions"), ("hardware", "hardware")):
-        if len({tuple(sorted(getattr(score, facts).items())) for score in scores}) > 1:
-            notes.append(
-                f"The scores were made on more than one kind of {title} (see Environment)."
-            )
-    return tuple(notes)
-
-
-def _checkpoint_notes(runs: Sequence[RunRecord], sweeps: Sequence[Sweep]) -> tuple[str, ...]:
-    """Which scores of a run stand behind the ones that are shown."""
-    notes = []
-    for run in runs:
-        shown = {score.images_seen for sweep in sweeps for score in sweep.of(run.name)}
-        hidden = len({score.images_seen for score in run.scores} - shown)
-        if hidden:
-            notes.append(
-                f"{hidden} earlier checkpoint{'s' if hidden > 1 else ''} of {run.name} "
-                f"{'were' if hidden > 1 else 'was'} scored and "
-                f"{'are' if hidden > 1 else 'is'} not shown here."
-            )
-        weights: dict[tuple[str, int], set[str]] = {}
-        for score in run.scores:
-            if score.images_seen in shown:
-                weights.setdefault((score.ema, score.images_seen), set()).add(score.checkpoint)
-        notes += [
-            f"Scores of {len(digests)} different checkpoints of {run.name} after "
-            f"{images_text(images)} (EMA {ema}) were given: of each cell the last one given is "
-            "shown."
-            for (ema, images), digests in weights.items()
-            if len(digests) > 1
-        ]
-    return tuple(notes)

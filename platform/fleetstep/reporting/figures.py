@@ -1,5 +1,4 @@
-"""What the figures of a comparison show: held-out loss, distance against network calls, paired
-differences, noise levels.
+"""What the figures of a comparison show: held-out loss, and distance against network calls.
 
 Their titles say what is seen, their captions how to read it and how far it reaches.
 """
@@ -8,24 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 from fleetstep.reporting.axes import Axis, at_values, fit, from_zero
 from fleetstep.reporting.charts import Figure, Panel, Point, Rule, Series
-from fleetstep.reporting.comparison import Comparison, Standing, Sweep
-from fleetstep.reporting.records import HELD_OUT_BIN, HELD_OUT_LOSS, Curve, Score
-from fleetstep.reporting.statistics import Difference, final_value, pareto_front
+from fleetstep.reporting.comparison import Comparison, Standing
+from fleetstep.reporting.difference_figures import bins_figure, difference_figure
+from fleetstep.reporting.records import HELD_OUT_LOSS, Curve, Score
+from fleetstep.reporting.statistics import pareto_front
 from fleetstep.reporting.wording import (
-    chance_text,
+    direction_text,
     duration_text,
     images_text,
-    interval_text,
     metric_text,
     number,
-    tally_text,
     with_interval,
 )
+
+_PANELS = 11
+"""At most so many solvers have a panel of their own."""
 
 _DODGE = 0.012
 """Runs of one cell are drawn this share of their NFE apart, so that no interval hides another."""
@@ -152,25 +152,31 @@ def sweep_figure(comparison: Comparison) -> Figure | None:
     runs = [name for name in slots if name in sweep.runs]
     scores = [score for name in runs for score in sweep.of(name)]
     x = at_values("network calls per image (NFE)", [score.nfe for score in scores])
-    y = _distance_axis(f"{metric}, lower is better", scores)
+    y = _distance_axis(f"{metric}, {direction_text(sweep.protocol)}", scores)
     fronts = tuple(
         _score_series(name, slots[name], _front(sweep.of(name)), metric) for name in runs
     )
     panels = [Panel("Best of all solvers", x, y, fronts)]
-    for solver in sorted({score.solver for score in scores}):
+    ways = sorted({(score.solver, score.guidance) for score in scores})
+    for way in ways[:_PANELS]:
         series = tuple(
             _score_series(
-                name, slots[name], [s for s in sweep.of(name) if s.solver == solver], metric
+                name,
+                slots[name],
+                [s for s in sweep.of(name) if (s.solver, s.guidance) == way],
+                metric,
             )
             for name in runs
         )
-        panels.append(Panel(solver, x, y, tuple(one for one in series if one.points)))
+        title = ", ".join(part for part in way if part)
+        panels.append(Panel(title, x, y, tuple(one for one in series if one.points)))
+    more = f" {len(ways) - _PANELS} more are in the table." if len(ways) > _PANELS else ""
     caption = (
         f"{metric} of n = {sweep.protocol.n:,} samples with 95 % intervals (jackknife over "
         f"{sweep.protocol.blocks} "
         "blocks; sampling only). The first panel keeps, at each number of network calls, only "
         "cells that no cheaper cell beats; picking the best by looking is slightly optimistic. "
-        "Runs are set a little apart sideways."
+        f"Runs are set a little apart sideways.{more}"
     )
     return Figure("nfe", f"{metric} against network calls", caption, tuple(panels))
 
@@ -187,7 +193,7 @@ def _distance_axis(title: str, scores: Iterable[Score]) -> Axis:
 
 
 def _front(scores: Sequence[Score]) -> list[Score]:
-    return [scores[i] for i in pareto_front([(score.nfe, score.value) for score in scores])]
+    return [scores[i] for i in pareto_front([(score.nfe, score.shortfall) for score in scores])]
 
 
 def _score_series(run: str, slot: int, scores: Sequence[Score], metric: str) -> Series:
@@ -203,134 +209,6 @@ def _score_series(run: str, slot: int, scores: Sequence[Score], metric: str) -> 
         for score in sorted(scores, key=lambda score: score.nfe)
     )
     return Series(run, slot, points)
-
-
-def difference_figure(comparison: Comparison) -> Figure | None:
-    """Forest of paired differences to the baseline, one panel a run; None without pairs."""
-    sweep = comparison.sweep
-    if sweep is None or not sweep.differences:
-        return None
-    relative = all(d.baseline_value > 4 * d.baseline_se for d in sweep.differences.values())
-    shown = {key: _share(d) if relative else d for key, d in sweep.differences.items()}
-    metric = metric_text(sweep.protocol)
-    unit = f"difference in {metric}" + (f", % of {comparison.baseline}’s" if relative else "")
-    x = fit(unit, [end for d in shown.values() for end in (d.low, d.high)], log=False, include=0.0)
-    panels = tuple(
-        _forest(
-            comparison,
-            sweep,
-            run.name,
-            slot,
-            x,
-            {key: d for key, d in shown.items() if key[0] == run.name},
-        )
-        for slot, run in enumerate(comparison.runs)
-        if sweep.paired(run.name)
-    )
-    caption = (
-        f"Run minus {comparison.baseline} in the same cell, from the same latents, block by "
-        "block, with 95 % Student "
-        "intervals. Left of zero: the run is better. Hollow: the interval includes zero, no "
-        "difference can be claimed. "
-        + chance_text(max(len(sweep.paired(run.name)) for run in comparison.runs))
-        + (" Intervals take the baseline’s value as fixed." if relative else "")
-    )
-    title = f"Paired differences to {comparison.baseline}"
-    challengers = [run.name for run in comparison.runs[1:] if sweep.paired(run.name)]
-    if len(challengers) == 1:
-        tally = tally_text(sweep.paired(challengers[0]))
-        title = f"{challengers[0]} against {comparison.baseline}: {tally}"
-    return Figure("differences", title, caption, panels)
-
-
-def _share(difference: Difference) -> Difference:
-    """The same difference in percent of the baseline's value."""
-    scale = 100 / difference.baseline_value
-    return replace(
-        difference,
-        value=difference.value * scale,
-        se=difference.se * scale,
-        low=difference.low * scale,
-        high=difference.high * scale,
-    )
-
-
-def _forest(
-    comparison: Comparison,
-    sweep: Sweep,
-    run: str,
-    slot: int,
-    x: Axis,
-    shown: dict[tuple[str, object], Difference],
-) -> Panel:
-    rows = sweep.paired(run)
-    ticks = tuple((-float(i), f"{d.cell.solver} {d.cell.calls}") for i, d in enumerate(rows))
-    points = tuple(
-        Point(
-            shown[run, d.cell].value,
-            -float(i),
-            shown[run, d.cell].low,
-            shown[run, d.cell].high,
-            f"{d.cell.title}: {interval_text(d)}, {d.verdict}",
-            hollow=d.verdict == "no difference",
-        )
-        for i, d in enumerate(rows)
-    )
-    y = Axis("solver and NFE", -len(rows) + 0.3, 0.7, ticks)
-    title = f"{run} minus {comparison.baseline}"
-    series = (Series(run, slot, points, line=False),)
-    return Panel(title, x, y, series, (Rule("x", 0.0),), interval="x", rows=len(rows))
-
-
-def bins_figure(comparison: Comparison) -> Figure | None:
-    """Final held-out error in each noise-level bin over the baseline's; None without bins."""
-    if any(s.time_to_quality is None and s.final_loss is not None for s in comparison.standings):
-        return None
-    baseline = _final_bins(comparison.standings[0])
-    series = []
-    for slot, standing in enumerate(comparison.standings[1:], start=1):
-        bins = _final_bins(standing)
-        points = tuple(
-            Point(
-                j + 1,
-                bins[j] / baseline[j],
-                text=f"{standing.run.name}, bin {j + 1}: {number(bins[j] / baseline[j])} times "
-                f"{comparison.baseline}’s error",
-            )
-            for j in sorted(bins.keys() & baseline.keys())
-            if baseline[j] > 0
-        )
-        if points:
-            series.append(Series(standing.run.name, slot, points))
-    if not series:
-        return None
-    count = max(int(point.x) for one in series for point in one.points)
-    x = Axis(
-        f"noise-level bin, 1 = least noise, {count} = most",
-        0.5,
-        count + 0.5,
-        tuple((float(j), str(j)) for j in range(1, count + 1)),
-    )
-    ratios = [point.y for one in series for point in one.points]
-    y = fit(f"error over {comparison.baseline}’s", ratios, log=False, include=1.0)
-    panel = Panel("At the end of training", x, y, tuple(series), (Rule("y", 1.0, "baseline"),))
-    caption = (
-        "Ratio of final held-out errors in equally likely bins of the process’s own noise "
-        "levels. Below 1: the run "
-        "denoises better there. One training seed; no interval."
-    )
-    return Figure("bins", "Where on the noise axis the held-out error changes", caption, (panel,))
-
-
-def _final_bins(standing: Standing) -> dict[int, float]:
-    """Bin index -> final error."""
-    bins = {}
-    for name, curve in standing.run.curves.items():
-        index = name.removeprefix(HELD_OUT_BIN)
-        value = final_value(curve)
-        if name.startswith(HELD_OUT_BIN) and index.isdecimal() and value is not None:
-            bins[int(index)] = value
-    return bins
 
 
 def _images_unit(most: float) -> tuple[float, str]:

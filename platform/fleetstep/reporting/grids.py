@@ -108,7 +108,7 @@ def side_by_side(
     for (caption, _), picture in zip(grids, tiles, strict=True):
         pen.text(
             (left, band / 2),
-            _shortened(caption, font, picture.width),
+            shortened(caption, font, picture.width),
             (_INK,) * 3,
             font,
             anchor="lm",
@@ -118,7 +118,7 @@ def side_by_side(
     sheet.save(path, format="PNG")
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The longest start of `text` that fits, with an ellipsis where something was cut."""
     line = " ".join(text.split())
     if font.getlength(line) <= width:

@@ -1,16 +1,11 @@
 """A comparison as one self-contained HTML page: no network, no fonts, no libraries to fetch.
 
 The first screen is the answer; the evidence follows in the order in which a doubter asks for it.
-A strict Content-Security-Policy forbids every fetch and allows only this page's own style and
-script, by hash.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 from fleetstep.durable import write_text
@@ -18,21 +13,22 @@ from fleetstep.reporting import svg
 from fleetstep.reporting.answer import grounds, headline
 from fleetstep.reporting.charts import Figure
 from fleetstep.reporting.comparison import Comparison, Standing, Sweep
+from fleetstep.reporting.document import document, folded, legend, swatch
 from fleetstep.reporting.figures import figures
-from fleetstep.reporting.markup import Markup, element, join, raw
+from fleetstep.reporting.markup import Markup, element, join
 from fleetstep.reporting.page_evidence import (
     config_section,
     environment_section,
     protocol_section,
     samples_section,
 )
-from fleetstep.reporting.palette import colour_of, marker_of
-from fleetstep.reporting.records import Score
+from fleetstep.reporting.records import Protocol, Score
 from fleetstep.reporting.statistics import Difference
 from fleetstep.reporting.wording import (
     duration_text,
     images_text,
     interval_text,
+    kind_text,
     metric_text,
     number,
     ratio_text,
@@ -70,53 +66,13 @@ def page(comparison: Comparison) -> str:
         *protocol_section(comparison),
         *environment_section(comparison),
     ]
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = (
-        "default-src 'none'; img-src data:; "
-        f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     title = headline(comparison)
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("meta", name="generator", content="fleetstep"),
-        element("title", f"{title} · Fleetstep"),
-        element("style", raw(style)),
-    )
-    body = element(
-        "body",
-        _header(comparison, sections),
-        element("main", _answer(comparison, title), *(section for _, _, section in sections)),
-        element(
-            "footer",
-            "Made by fleetstep compare. This page is complete: it loads nothing.",
-            class_="quiet",
-        ),
-        element("script", raw(script)),
-    )
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
-
-
-def _asset(name: str) -> str:
-    return (files("fleetstep.reporting") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _header(comparison: Comparison, sections: list[tuple[str, str, Markup]]) -> Markup:
-    links = (element("a", title, href=f"#{key}") for key, title, _ in sections)
-    return element(
-        "header",
-        element(
-            "span", element("strong", "Fleetstep"), f" comparison against {comparison.baseline}"
-        ),
-        element("nav", *links, aria_label="Sections"),
+    return document(
+        title,
+        subject=f" comparison against {comparison.baseline}",
+        anchors=[(key, name) for key, name, _ in sections],
+        main=(_answer(comparison, title), *(section for _, _, section in sections)),
+        footer="Made by fleetstep compare. This page is complete: it loads nothing.",
     )
 
 
@@ -222,52 +178,63 @@ def _figure_section(comparison: Comparison, figure: Figure) -> tuple[str, str, M
         element("h2", figure.title),
         element(
             "figure",
-            _legend(figure),
+            legend(figure),
             element("div", *(svg.draw(panel, width) for panel in figure.panels), class_="panels"),
             element("figcaption", figure.caption),
             class_="alone" if len(figure.panels) == 1 else None,
         ),
-        *(_sweep_table(sweep, comparison) for sweep in comparison.sweeps if figure.key == "nfe"),
+        *(_tables(comparison) if figure.key == "nfe" else ()),
         id=figure.key,
     )
     return figure.key, title, content
 
 
-def _legend(figure: Figure) -> Markup:
-    items = (element("li", swatch(slot), run) for run, slot in figure.runs)
-    return element("ul", *items, class_="legend")
+def _tables(comparison: Comparison) -> Iterator[Markup]:
+    """The headline metric in full, all metrics of every group of samples in brief."""
+    for group in comparison.by_samples:
+        if comparison.sweep in group:
+            yield _sweep_table(group[0], comparison)
+        if len(group) > 1 or comparison.sweep not in group:
+            yield _metrics_table(group)
 
 
-def swatch(slot: int) -> Markup:
-    """A run's line and marker, to be set before its name."""
-    line = element("line", x1=1, x2=17, y1=7, y2=7)
-    mark = svg.shape(marker_of(slot), 9, 7, 3.4)
-    return element(
-        "svg",
-        element("g", line, mark, class_=f"series s{colour_of(slot)}"),
-        viewBox="0 0 18 14",
-        aria_hidden="true",
+def _metrics_table(group: tuple[Sweep, ...]) -> Markup:
+    """One row a run and cell, one column a metric; never two protocols in one table."""
+    protocol = group[0].protocol
+    names = ("Cell", "Run", *(f"{kind_text(s.protocol)}{_arrow(s.protocol)}" for s in group))
+    places = sorted({(cell, run) for sweep in group for run, cell in sweep.scores})
+    rows = (
+        element(
+            "tr",
+            element("th", cell.title, scope="row"),
+            element("td", run),
+            *(element("td", _brief(sweep.scores.get((run, cell)))) for sweep in group),
+        )
+        for cell, run in places
+    )
+    features = protocol.metric.partition(".")[2].partition("@")[0]
+    return folded(
+        f"All metrics: {features}, n = {protocol.n:,}, seeds {protocol.seeds}",
+        element("tr", *(element("th", name, scope="col") for name in names)),
+        rows,
     )
 
 
+def _arrow(protocol: Protocol) -> str:
+    return " ↑" if protocol.higher_is_better else " ↓"
+
+
+def _brief(score: Score | None) -> str:
+    return "–" if score is None else with_interval(score.value, score.low, score.high)
+
+
 def _sweep_table(sweep: Sweep, comparison: Comparison) -> Markup:
-    """Every cell in numbers, folded away; one table a protocol, for protocols are never mixed."""
+    """Every cell of one protocol in numbers, folded away."""
     runs = [run.name for run in comparison.runs if run.name in sweep.runs]
     head = element("tr", *(element("th", name, scope="col") for name in ("Cell", *runs)))
     rows = (_sweep_row(sweep, cell_scores) for cell_scores in _by_cell(sweep, runs))
     protocol = sweep.protocol
-    return element(
-        "details",
-        element("summary", f"All values: {metric_text(protocol)}, n = {protocol.n:,}"),
-        element(
-            "div",
-            element("table", element("thead", head), element("tbody", *rows)),
-            class_="scroll",
-            tabindex=0,
-            role="region",
-            aria_label=f"{metric_text(protocol)} of every cell",
-        ),
-    )
+    return folded(f"All values: {metric_text(protocol)}, n = {protocol.n:,}", head, rows)
 
 
 def _by_cell(sweep: Sweep, runs: list[str]) -> Iterator[tuple[Score | None, ...]]:
@@ -278,7 +245,7 @@ def _by_cell(sweep: Sweep, runs: list[str]) -> Iterator[tuple[Score | None, ...]
 def _sweep_row(sweep: Sweep, scores: tuple[Score | None, ...]) -> Markup:
     present = [score for score in scores if score is not None]
     cell = present[0].cell
-    lowest = min(score.value for score in present)
+    best = min(score.shortfall for score in present)
     columns = (
         element("td", "–")
         if score is None
@@ -287,7 +254,7 @@ def _sweep_row(sweep: Sweep, scores: tuple[Score | None, ...]) -> Markup:
             with_interval(score.value, score.low, score.high),
             _raw(score),
             _paired(sweep.differences.get((score.run, cell))),
-            class_="best" if score.value == lowest and len(present) > 1 else None,
+            class_="best" if score.shortfall == best and len(present) > 1 else None,
         )
         for score in scores
     )

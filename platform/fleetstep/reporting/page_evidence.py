@@ -5,18 +5,17 @@ Each section is (anchor, short title, markup), or nothing where the records hold
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fleetstep.reporting.comparison import Comparison
+from fleetstep.reporting.document import PNG, picture
 from fleetstep.reporting.markup import Markup, element, join
 from fleetstep.reporting.records import Grid, Protocol, RunRecord, Score
 from fleetstep.reporting.wording import duration_text, images_text, metric_card
 
 Section = tuple[str, str, Markup]
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _EARLIER = 6
 """At most this many earlier grids of a run are shown, evenly spread: the page stays small."""
 
@@ -69,7 +68,7 @@ def _grids_text(comparison: Comparison) -> str:
 
 def _pictures(run: RunRecord) -> tuple[Grid, ...]:
     """The run's grids in order; what is not a PNG is not embedded."""
-    pictures = (grid for grid in run.grids if grid.png.startswith(_PNG))
+    pictures = (grid for grid in run.grids if grid.png.startswith(PNG))
     return tuple(sorted(pictures, key=lambda grid: grid.images_seen))
 
 
@@ -82,15 +81,8 @@ def _spread(grids: Sequence[Grid]) -> Sequence[Grid]:
 def _picture(grid: Grid, run: str) -> Markup:
     seen = f"after {images_text(grid.images_seen)}"
     words = ", ".join(part for part in (seen, grid.caption if run else "") if part)
-    return element(
-        "figure",
-        element(
-            "img",
-            src="data:image/png;base64," + base64.b64encode(grid.png).decode(),
-            alt=f"Samples of {run or 'the run'} {words}",
-        ),
-        element("figcaption", element("strong", run), " " if run else "", words),
-    )
+    alternative = f"Samples of {run or 'the run'} {words}"
+    return picture(grid.png, alternative, element("strong", run), " " if run else "", words)
 
 
 def config_section(comparison: Comparison) -> Iterator[Section]:
@@ -128,9 +120,7 @@ def protocol_section(comparison: Comparison) -> Iterator[Section]:
     """What the numbers are and are not: one card for all metrics of the same samples."""
     if not comparison.sweeps:
         return
-    shared: dict[Protocol, list[Score]] = {}
-    for sweep in comparison.sweeps:
-        shared.setdefault(replace(sweep.protocol, metric=""), []).extend(sweep.scores.values())
+    scores = [score for sweep in comparison.sweeps for score in sweep.scores.values()]
     content = element(
         "section",
         element("h2", "How the scores were measured"),
@@ -139,19 +129,28 @@ def protocol_section(comparison: Comparison) -> Iterator[Section]:
             "Scores of different protocols are never ranked against each other.",
             class_="quiet",
         ),
-        *(_card(scores) for scores in shared.values()),
+        *protocol_cards(scores),
         id="protocol",
     )
     yield "protocol", "Protocol", content
 
 
+def protocol_cards(scores: Iterable[Score]) -> Iterator[Markup]:
+    """A card for each way of measuring, whatever the metric and the seeds."""
+    shared: dict[Protocol, list[Score]] = {}
+    for score in scores:
+        shared.setdefault(replace(score.protocol.of_samples, seeds=""), []).append(score)
+    yield from (_card(alike) for alike in shared.values())
+
+
 def _card(scores: Sequence[Score]) -> Markup:
-    """The protocol of scores that differ in metric alone."""
+    """The protocol of scores that differ in metric and seeds alone."""
     score = scores[0]
     facts = {
         "Metrics": _distinct(one.metric for one in scores),
         "Samples": f"n = {score.n:,} in {score.blocks} jackknife blocks",
-        "Seeds": score.seeds,
+        "Protocol": score.protocol_name,
+        "Seeds": _distinct(one.seeds for one in scores),
         "Extractor": f"{score.extractor} {score.extractor_sha256}".strip(),
         "Reference": f"{score.reference} {score.reference_sha256}".strip(),
         "Reference samples": f"{score.reference_n:,}" if score.reference_n else "",
@@ -159,6 +158,7 @@ def _card(scores: Sequence[Score]) -> Markup:
         "Quantisation": score.quantisation,
         "Labels": _distinct(one.labels for one in scores),
         "EMA": _distinct(one.ema for one in scores),
+        "Guidance": _distinct(one.guidance for one in scores),
         "Schedules": _distinct(f"{one.solver}: {one.schedule}" for one in scores),
         "Checkpoints": _distinct(f"{one.run} {one.checkpoint[:16]}" for one in scores),
     }
@@ -168,7 +168,12 @@ def _card(scores: Sequence[Score]) -> Markup:
         for name, value in facts.items()
         if value
     )
-    card = (element("p", element("strong", " ".join(cards))), element("dl", *pairs))
+    first, *others = cards
+    card = (
+        element("p", element("strong", first)),
+        element("p", " ".join(others), class_="quiet") if others else "",
+        element("dl", *pairs),
+    )
     return element("div", *card, class_="card")
 
 

@@ -15,10 +15,11 @@ import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Sheet
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from fleetstep.reporting.axes import Axis
-from fleetstep.reporting.charts import Figure, Panel, Series
+from fleetstep.reporting.charts import Figure, Panel, Point, Series
 from fleetstep.reporting.comparison import Comparison
 from fleetstep.reporting.figures import figures
 from fleetstep.reporting.frame import INK, QUIET, frame
@@ -29,6 +30,10 @@ _PANEL_INCHES = (4.9, 3.4)
 _ALONE_INCHES = 6.4
 _ROW_INCHES = 0.22
 _DPI = 144
+_FAINT = 0.35
+_LABEL_SHARE = 0.22
+"""Left of this share of the axis a mark's words stand on its right."""
+
 _NAME = 40
 """Characters of a run's name in a legend."""
 
@@ -123,10 +128,11 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
         draw = axes.axhline if rule.axis == "y" else axes.axvline
         draw(rule.value, color=QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
         if rule.text:
+            level = rule.axis == "y"
             axes.annotate(
                 rule.text,
-                (0, rule.value),
-                xycoords=("axes fraction", "data"),
+                (0, rule.value) if level else (rule.value, 1),
+                xycoords=("axes fraction", "data") if level else ("data", "axes fraction"),
                 xytext=(5, -4),
                 textcoords="offset points",
                 ha="left",
@@ -139,7 +145,10 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
 
 
 def _draw_axis(axes: Any, axis: Any, spec: Axis, limits: Any, scale: Any) -> None:
-    scale("log" if spec.log else "linear")
+    if spec.linear_to:
+        scale("asinh", linear_width=spec.linear_to)
+    else:
+        scale("log" if spec.log else "linear")
     limits(spec.low, spec.high)
     axis.set_major_locator(FixedLocator([place for place, _ in spec.ticks]))
     axis.set_major_formatter(FixedFormatter([text for _, text in spec.ticks]))
@@ -152,7 +161,7 @@ def _draw_series(axes: Any, panel: Panel, series: Series) -> None:
     xs, ys = [p.x for p in series.points], [p.y for p in series.points]
     if series.line:
         axes.plot(xs, ys, color=colour, linewidth=1.8, zorder=3)
-    for point in series.points:
+    for point in series.points if series.marks else ():
         if point.low is not None and point.high is not None:
             along_x = panel.interval == "x"
             axis = panel.x if along_x else panel.y
@@ -167,8 +176,27 @@ def _draw_series(axes: Any, panel: Panel, series: Series) -> None:
             markerfacecolor="white" if point.hollow else colour,
             markeredgecolor=colour,
             linestyle="none",
-            zorder=4,
+            alpha=_FAINT if point.faint else None,
+            zorder=3.5 if point.faint else 4,
         )
+        if point.label:
+            _label(axes, panel, point)
+
+
+def _label(axes: Any, panel: Panel, point: Point) -> None:
+    """Words below and left of a mark, at the axes' left end below it."""
+    left = panel.x.place(point.x) > _LABEL_SHARE
+    axes.annotate(
+        point.label,
+        (point.x, point.y),
+        xytext=(-6, -12) if left else (-4, -19),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        fontsize=8.5,
+        color=INK,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        zorder=5,
+    )
 
 
 def _legend_handle(run: str, slot: int) -> Line2D:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,9 @@ from fleetstep.errors import ComparisonError
 
 CONFIDENCE = 0.95
 """Probability with which the intervals of all scores and differences cover."""
+
+HIGHER_IS_BETTER = frozenset({"is", "precision", "recall", "density", "coverage", "clip_score"})
+"""Kinds of metric of which more is better; of distances less is."""
 
 HELD_OUT_LOSS = "held_out/loss"
 """Metric name: denoising error of the averaged weights on fixed held-out images and noise, EDM-
@@ -88,6 +91,7 @@ class Cell:
     nfe: float
     labels: str = ""
     ema: str = ""
+    guidance: str = ""
 
     @property
     def calls(self) -> str:
@@ -96,15 +100,30 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """For people: "heun, NFE 19"."""
-        return f"{self.solver}, NFE {self.calls}"
+        """For people: "heun, NFE 19", "heun, NFE 38, cfg 1.5"."""
+        return ", ".join(
+            part for part in (self.solver, f"NFE {self.calls}", self.guidance) if part
+        )
+
+    @property
+    def place(self) -> str:
+        """The same without words, for rows of a figure: "heun 38 cfg 1.5"."""
+        return " ".join(part for part in (self.solver, self.calls, self.guidance) if part)
 
 
 @dataclass(frozen=True, order=True)
 class Protocol:
-    """How a score was measured. Scores of two protocols are never ranked against each other."""
+    """How a score was measured. Scores of two protocols are never ranked against each other.
+
+    Args:
+        metric: its full name, which holds n and the extractor.
+        kind: fd, fd_z, kid, is, precision...
+        name: of the published protocol that was asked for: clean, edm, adm; "" for none.
+    """
 
     metric: str
+    kind: str
+    name: str
     n: int
     blocks: int
     seeds: str
@@ -113,25 +132,48 @@ class Protocol:
     preprocess: str
     quantisation: str
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the metric points."""
+        return self.kind in HIGHER_IS_BETTER
+
+    @property
+    def precedence(self) -> int:
+        """Place among metrics of one sweep: FID, Fréchet distances, standardised ones, others."""
+        if self.metric.startswith("fid") and self.kind == "fd":
+            return 0
+        order = ("fd", "fd_z", "fd_inf", "kid")
+        return 1 + (order.index(self.kind) if self.kind in order else len(order))
+
+    @property
+    def of_samples(self) -> Protocol:
+        """What all metrics of the same images in the same features share."""
+        return replace(self, metric="", kind="")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One cell of a sweep, with everything needed to decide what it may be compared with.
 
     Args:
-        value: jackknife (bias-free) value; lower is better. May be negative near the floor.
-        raw: the plain value of all `n` samples, biased upwards.
+        metric: its full name, which holds n and the extractor.
+        kind: which metric; decides whether more or less of it is better.
+        value: jackknife (bias-free) value; a distance may be negative near its floor.
+        raw: the plain value of all `n` samples; of a distance, biased upwards.
         se: standard error of `value`; sampling of latents only.
         low: lower end of the 95 % interval.
         high: upper end.
         pseudo_values: one per block; their mean is `value`.
         nfe: network calls per image, counted by the denoiser; the mean for an adaptive solver.
         adaptive: whether the solver chose that number itself.
+        guidance: classifier-free guidance; "" for none.
+        protocol_name: the published protocol that was asked for; "" for none.
         versions: software name -> version.
         hardware: what the score was computed on: fact -> text.
     """
 
     metric: str
+    kind: str
     value: float
     raw: float
     se: float
@@ -153,6 +195,8 @@ class Score:
     seeds: str
     preprocess: str
     quantisation: str
+    guidance: str
+    protocol_name: str
     extractor: str = ""
     reference: str = ""
     reference_n: int = 0
@@ -162,9 +206,14 @@ class Score:
 
     @property
     def cell(self) -> Cell:
-        """Solver, schedule, NFE, labels rule and EMA track."""
+        """Solver, schedule, NFE, labels rule, EMA track and guidance."""
         nfe = 0 if self.adaptive else self.nfe
-        return Cell(self.solver, self.schedule, nfe, self.labels, self.ema)
+        return Cell(self.solver, self.schedule, nfe, self.labels, self.ema, self.guidance)
+
+    @property
+    def shortfall(self) -> float:
+        """The value, or minus it where more is better: the lowest is the best."""
+        return -self.value if self.kind in HIGHER_IS_BETTER else self.value
 
     @property
     def calls(self) -> str:
@@ -176,6 +225,8 @@ class Score:
         """All that must agree before two scores may be ranked."""
         return Protocol(
             self.metric,
+            self.kind,
+            self.protocol_name,
             self.n,
             self.blocks,
             self.seeds,
@@ -205,6 +256,7 @@ class Score:
             fields |= {name: float(record[name]) for name in _VALUES}
             return cls(
                 **fields,
+                protocol_name=_text(record["protocol"]),
                 seeds=_seeds(record["seeds"]),
                 pseudo_values=tuple(float(value) for value in record["pseudo_values"]),
                 reference_n=int(record.get("reference_n", 0)),
@@ -229,6 +281,7 @@ _VALUES = ("value", "raw", "se", "low", "high", "nfe")
 _COUNTS = ("n", "blocks", "images_seen")
 _TEXTS = (
     "metric",
+    "kind",
     "solver",
     "schedule",
     "checkpoint",
@@ -239,6 +292,7 @@ _TEXTS = (
     "ema",
     "preprocess",
     "quantisation",
+    "guidance",
 )
 _OPTIONAL_TEXTS = ("extractor", "reference")
 

@@ -1,12 +1,12 @@
 """The arithmetic of comparing two runs: paired differences, time to quality, Pareto fronts.
 
-All metrics here are distances or losses: lower is better.
+Losses are better where they are lower; a score knows which way its metric points.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +17,9 @@ from fleetstep.reporting.records import CONFIDENCE, Cell, Curve, Score
 
 Verdict = Literal["better", "worse", "no difference"]
 
-_MUST_AGREE = {
+_PROTOCOL = {
     "metric": "the metric",
+    "protocol_name": "the named protocol",
     "extractor_sha256": "the feature extractor (SHA-256)",
     "reference_sha256": "the reference statistics (SHA-256)",
     "n": "the number of samples n",
@@ -26,45 +27,59 @@ _MUST_AGREE = {
     "seeds": "the sample seeds",
     "preprocess": "the preprocessing",
     "quantisation": "the quantisation",
+    "labels": "the labels rule",
+}
+_CELL = {
     "solver": "the solver",
     "schedule": "the schedule",
     "calls": "the number of network calls",
-    "labels": "the labels rule",
+    "guidance": "the guidance",
 }
 
 
 def check_comparable(run: Score, baseline: Score) -> None:
-    """Refuse to compare scores which do not measure the same thing in the same way.
+    """Refuse to compare runs by scores which do not measure the same thing in the same way.
 
     Raises:
         ComparisonError: names every fact that differs, with both values.
     """
+    _check(run, baseline, _PROTOCOL | _CELL)
+
+
+def check_protocols(cell: Score, other: Score) -> None:
+    """Refuse to rank cells whose images were not measured in the same way.
+
+    Raises:
+        ComparisonError: names every fact that differs, with both values.
+    """
+    _check(cell, other, _PROTOCOL)
+
+
+def _check(score: Score, other: Score, must_agree: Mapping[str, str]) -> None:
     differing = [
-        f"{title}: {getattr(run, name)!s} against {getattr(baseline, name)!s}"
-        for name, title in _MUST_AGREE.items()
-        if getattr(run, name) != getattr(baseline, name)
+        f"{title}: {getattr(score, name)!s} against {getattr(other, name)!s}"
+        for name, title in must_agree.items()
+        if getattr(score, name) != getattr(other, name)
     ]
     if differing:
         raise ComparisonError(
-            f"scores may be ranked only when all of their protocol agrees, but {run.run} and "
-            f"{baseline.run} "
-            f"differ in {'; '.join(differing)}",
-            f"score both with one sweep config, for example the one that scored {baseline.run}",
+            f"scores may be ranked only when all of their protocol agrees, but {score.run} and "
+            f"{other.run} differ in {'; '.join(differing)}",
+            f"score both with one sweep config, for example the one that scored {other.run}",
         )
-    for score in (run, baseline):
-        if score.blocks < 2 or len(score.pseudo_values) != score.blocks:
+    for one in (score, other):
+        if one.blocks < 2 or len(one.pseudo_values) != one.blocks:
             raise ComparisonError(
                 "an interval needs at least two blocks and one pseudo-value per block, but "
-                f"{score.run} at "
-                f"{score.cell.title} has {score.blocks} blocks and {len(score.pseudo_values)} "
-                "pseudo-values",
+                f"{one.run} at {one.cell.title} has {one.blocks} blocks and "
+                f"{len(one.pseudo_values)} pseudo-values",
                 "let the sweep finish, or score the checkpoint again",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Run minus baseline in one cell, from the same latents; negative = the run is better.
+    """Run minus baseline in one cell, or a cell minus another, from the same latents.
 
     Args:
         se: standard error of `value`.
@@ -72,6 +87,7 @@ class Difference:
         high: upper end.
         baseline_value: the baseline's score, to express `value` as a share.
         n: samples in each of the two scores.
+        higher_is_better: which way the metric points.
     """
 
     cell: Cell
@@ -83,13 +99,14 @@ class Difference:
     baseline_se: float
     n: int
     blocks: int
+    higher_is_better: bool = False
 
     @property
     def verdict(self) -> Verdict:
         """What the interval allows to say: it excludes zero on one side, or it does not."""
-        if self.high < 0:
-            return "better"
-        return "worse" if self.low > 0 else "no difference"
+        if self.low <= 0 <= self.high:
+            return "no difference"
+        return "better" if (self.low > 0) == self.higher_is_better else "worse"
 
 
 def paired_difference(run: Score, baseline: Score) -> Difference:
@@ -102,6 +119,20 @@ def paired_difference(run: Score, baseline: Score) -> Difference:
         ComparisonError: the two scores do not measure the same thing (`check_comparable`).
     """
     check_comparable(run, baseline)
+    return _difference(run, baseline)
+
+
+def cell_difference(cell: Score, other: Score) -> Difference:
+    """The same for two cells of a sweep, which may differ in network, solver, NFE and guidance.
+
+    Raises:
+        ComparisonError: the two were not measured in the same way (`check_protocols`).
+    """
+    check_protocols(cell, other)
+    return _difference(cell, other)
+
+
+def _difference(run: Score, baseline: Score) -> Difference:
     blocks = run.blocks
     deltas = [a - b for a, b in zip(run.pseudo_values, baseline.pseudo_values, strict=True)]
     mean = math.fsum(deltas) / blocks
@@ -118,6 +149,7 @@ def paired_difference(run: Score, baseline: Score) -> Difference:
         baseline_se=baseline.se,
         n=run.n,
         blocks=blocks,
+        higher_is_better=run.protocol.higher_is_better,
     )
 
 

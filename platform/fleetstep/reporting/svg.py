@@ -20,6 +20,8 @@ _ROW = 19.0
 _CHARACTER = 7.4
 """Width of a character of the tick texts, for the room a forest's row labels need."""
 
+_SMALL_CHARACTER = 6.6
+
 
 class _Frame:
     """The drawing area of a panel, and where values lie in it (pixels, origin top left)."""
@@ -106,13 +108,15 @@ def _rules(frame: _Frame) -> Iterator[Markup]:
         else:
             x = frame.x(rule.value)
             yield element("line", x1=x, x2=x, y1=frame.top, y2=frame.bottom, class_="rule")
+            yield element("text", rule.text, x=x + 5, y=frame.top + 11, class_="rule-text")
 
 
 def _series(frame: _Frame, series: Series) -> Markup:
     path = " ".join(f"{frame.x(p.x)},{frame.y(p.y)}" for p in series.points)
     line = element("polyline", points=path) if series.line and len(series.points) > 1 else ""
-    marks = (_mark(frame, point, marker_of(series.slot)) for point in series.points)
-    return element("g", line, *marks, class_=f"series s{colour_of(series.slot)}")
+    marks = [_mark(frame, point, marker_of(series.slot)) for point in series.points]
+    shown = marks if series.marks else ()
+    return element("g", line, *shown, class_=f"series s{colour_of(series.slot)}")
 
 
 def _mark(frame: _Frame, point: Point, marker: str) -> Markup:
@@ -128,9 +132,26 @@ def _mark(frame: _Frame, point: Point, marker: str) -> Markup:
         element("title", point.text),
         bar,
         shape(marker, x, y),
-        class_="mark hollow" if point.hollow else "mark",
+        _label(frame, point, x, y),
+        class_=" ".join(
+            ["mark", *["hollow"] * point.hollow, *["faint"] * point.faint],
+        ),
         data_x=x,
         data_y=y,
+    )
+
+
+def _label(frame: _Frame, point: Point, x: float, y: float) -> Markup | str:
+    """Words below and left of a mark, below it where they would leave the panel."""
+    if not point.label:
+        return ""
+    left = x - 6 - _SMALL_CHARACTER * len(point.label) > frame.left
+    return element(
+        "text",
+        point.label,
+        x=x - 6 if left else x - 4,
+        y=y + 14 if left else y + 22,
+        class_="point-label end" if left else "point-label",
     )
 
 

@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetstep.reporting.comparison import Comparison, Standing, Sweep
-from fleetstep.reporting.records import Cell
+from fleetstep.reporting.records import Cell, Score
 from fleetstep.reporting.wording import (
+    direction_text,
     duration_text,
     images_text,
     interval_text,
+    kind_text,
     metric_text,
     number,
     ratio_text,
@@ -51,21 +53,48 @@ def comparison_table(comparison: Comparison) -> Table:
 def sweep_table(sweep: Sweep) -> Table:
     """Solver x NFE against runs, each value with half its 95 % interval.
 
-    The lowest of a row is bold; colours tell the paired verdict against the baseline.
+    The best of a row is bold; colours tell the paired verdict against the baseline.
     """
-    title = f"{metric_text(sweep.protocol)}, n = {sweep.protocol.n:,}, lower is better"
+    protocol = sweep.protocol
+    title = f"{metric_text(protocol)}, n = {protocol.n:,}, {direction_text(protocol)}"
     table = Table(title=Text(title), title_justify="left")
-    table.add_column("solver")
+    table.add_column("solver", overflow="fold")
     table.add_column("NFE", justify="right")
     for run in sweep.runs:
-        table.add_column(Text(run), justify="right")
+        table.add_column(Text(run, overflow="fold"), justify="right")
     previous = ""
     for cell in sweep.cells:
         if previous not in ("", cell.solver):
             table.add_section()
         previous = cell.solver
-        table.add_row(Text(cell.solver), cell.calls, *_values(sweep, cell))
+        solver = ", ".join(part for part in (cell.solver, cell.guidance) if part)
+        table.add_row(Text(solver), cell.calls, *_values(sweep, cell))
     return table
+
+
+def metrics_table(group: Sequence[Sweep]) -> Table:
+    """All metrics of the same images, one row a run and cell: values without their intervals."""
+    protocol = group[0].protocol
+    features = protocol.metric.partition(".")[2].partition("@")[0]
+    title = f"All metrics in {features}, n = {protocol.n:,}, seeds {protocol.seeds}"
+    table = Table(title=Text(title), title_justify="left")
+    for name in ("run", "solver"):
+        table.add_column(name, overflow="fold")
+    table.add_column("NFE", justify="right")
+    for sweep in group:
+        table.add_column(kind_text(sweep.protocol), justify="right")
+    for run, cell in sorted({place for sweep in group for place in sweep.scores}):
+        solver = ", ".join(part for part in (cell.solver, cell.guidance) if part)
+        found = (sweep.scores.get((run, cell)) for sweep in group)
+        table.add_row(Text(run), Text(solver), cell.calls, *map(_brief, found))
+    return table
+
+
+def _brief(score: Score | None) -> Text:
+    """A value to the digits that its interval allows."""
+    if score is None:
+        return Text("-", "dim")
+    return Text(number(score.value, (score.high - score.low) / 2))
 
 
 def solver_table(entries: Sequence[Mapping[str, Any]]) -> Table:
@@ -150,7 +179,7 @@ def _reached(standing: Standing) -> str:
 
 def _values(sweep: Sweep, cell: Cell) -> list[Text]:
     scores = [sweep.scores.get((run, cell)) for run in sweep.runs]
-    lowest = min(score.value for score in scores if score is not None)
+    best = min(score.shortfall for score in scores if score is not None)
     texts = []
     for score in scores:
         if score is None:
@@ -158,6 +187,6 @@ def _values(sweep: Sweep, cell: Cell) -> list[Text]:
             continue
         difference = sweep.differences.get((score.run, cell))
         style = _STYLES[difference.verdict] if difference else ""
-        style += " bold" if score.value == lowest else ""
+        style += " bold" if score.shortfall == best else ""
         texts.append(Text(with_interval(score.value, score.low, score.high), style.strip()))
     return texts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fleetstep.reporting.records import Protocol
+from fleetstep.reporting.records import Cell, Protocol
 from fleetstep.reporting.statistics import Difference
 
 ONE_SEED = (
@@ -18,6 +18,30 @@ ONE_SEED = (
 )
 
 NOT_FID = "Not FID: not comparable with any published FID, nor across extractors or references."
+
+_PUBLISHED_N = 50_000
+
+_KINDS = {
+    "fd": "FD",
+    "fd_z": "standardised FD",
+    "fd_inf": "FD∞",
+    "kid": "KID",
+    "is": "IS",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "clip_score": "CLIP score",
+}
+_CARDS = {
+    "kid": "squared kernel distance of all images, unbiased; lower is better.",
+    "is": "Inception Score in these features' own classes; higher is better.",
+    "precision": "share of generated images within the real ones' manifold; higher is better.",
+    "recall": "share of real images within the generated ones' manifold; higher is better.",
+    "density": "how many real neighbourhoods hold a generated image; higher is better.",
+    "coverage": "share of real neighbourhoods that hold a generated image; higher is better.",
+    "clip_score": "cosine of each image and its class's text, times 100; higher is better.",
+}
 
 _UNBIASED = "bias removed by the jackknife; published FIDs are the raw value, shown as raw"
 
@@ -72,34 +96,58 @@ def ratio_text(ratio: float | None) -> str:
 
 
 def metric_text(protocol: Protocol) -> str:
-    """The short name of a distance on axes and in tables: "FD (fs-rn20)"."""
-    kind, _, rest = protocol.metric.partition("@")[0].partition(".")
+    """The short name of a metric on axes and in tables: "FD (fs-rn20)"."""
+    name, _, rest = protocol.metric.partition("@")[0].partition(".")
     # Of FID all that tells it from the published one is named.
-    extractor = rest.replace(".", ", ") if kind.startswith("fid") else rest.partition(".")[0]
-    name = {"fd": "FD", "fd_z": "standardised FD"}.get(kind, kind.replace("fid", "FID"))
-    return f"{name} ({extractor})" if extractor else name
+    if name.startswith("fid"):
+        return f"{name.replace('fid', 'FID')} ({rest.replace('.', ', ')})"
+    extractor = rest.partition(".")[0]
+    return f"{kind_text(protocol)} ({extractor})"
+
+
+def kind_text(protocol: Protocol) -> str:
+    """The name of a metric where its features are named beside it."""
+    if protocol.metric.startswith("fid"):
+        return {"fd": "FID", "fd_z": "standardised FID", "fd_inf": "FID∞"}[protocol.kind]
+    return _KINDS.get(protocol.kind, protocol.kind)
+
+
+def direction_text(protocol: Protocol) -> str:
+    """Which way to read a metric."""
+    return "higher is better" if protocol.higher_is_better else "lower is better"
 
 
 def metric_card(protocol: Protocol, extractor: str) -> str:
-    """What the distance is, in the words that keep it from being mistaken for FID."""
-    if protocol.metric.startswith("fid."):
-        return f"Fréchet Inception distance, {_UNBIASED}."
+    """What the metric is, in the words that keep it from being mistaken for a published one."""
+    if protocol.kind not in ("fd", "fd_z", "fd_inf"):
+        name = kind_text(protocol)
+        return f"{name[0].upper()}{name[1:]}: {_CARDS.get(protocol.kind, '')}"
+    if protocol.kind == "fd_z":
+        return "The standardised distance divides each feature by its reference deviation."
+    if protocol.kind == "fd_inf":
+        return f"{kind_text(protocol)} is extrapolated to infinitely many images."
     if protocol.metric.startswith("fid"):
+        if protocol.n >= _PUBLISHED_N:
+            return f"Fréchet Inception distance, {_UNBIASED}."
         return (
             f"Fréchet Inception distance of only {protocol.n:,} images, {_UNBIASED}; neither is "
             "comparable with figures published for 50,000."
         )
-    if protocol.metric.startswith("fd_z."):
-        return "The standardised distance divides each feature by its reference deviation."
     if "fs-rn20" in protocol.metric:
         return f"Fréchet distance in ResNet-20/CIFAR-10 features. {NOT_FID}"
     return f"Fréchet distance in {extractor or 'unnamed'} features. {NOT_FID}"
 
 
+def cell_words(cell: Cell) -> str:
+    """A cell in a sentence: "heun with 38 network calls and cfg 1.5"."""
+    guided = f" and {cell.guidance}" if cell.guidance else ""
+    return f"{cell.solver} with {cell.calls} network calls{guided}"
+
+
 def verdict_text(run: str, baseline: str, difference: Difference, metric: str) -> str:
     """One sentence on one cell, which never claims more than the interval."""
     where = (
-        f"at {difference.cell.solver} with {difference.cell.calls} network calls "
+        f"at {cell_words(difference.cell)} "
         f"(n = {difference.n:,}, {difference.blocks} blocks, same latents)"
     )
     interval = interval_text(difference)
