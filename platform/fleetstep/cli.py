@@ -372,7 +372,7 @@ def train(
 
 @app.command()
 def sample(
-    source: Annotated[Path, typer.Argument(help="Run folder or snapshot folder.")],
+    source: Annotated[Path, typer.Argument(help="Run folder, snapshot folder, or exact:DATASET.")],
     out: Annotated[Path, typer.Option("--out", help="PNG grid to write.")] = Path("samples.png"),
     solver: Annotated[
         str,
@@ -469,8 +469,68 @@ def solvers(json_: Json = False) -> None:
 
 @app.command()
 def sweep(
-    preset: Annotated[Path, typer.Argument(help="Sweep file; see pipelines/presets.")],
+    preset: Annotated[
+        str | None,
+        typer.Argument(
+            help="Sweep file; see pipelines/presets. None: the options and overrides alone.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run or snapshot folder, or exact:FOLDER for the exact denoiser of a dataset; "
+            "may be repeated, as may the following.",
+            show_default=False,
+        ),
+    ] = None,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Kind, settings such as '{kind: ipndm, order: 3}', or amed:FOLDER.",
+            show_default=False,
+        ),
+    ] = None,
+    nfe: Annotated[
+        list[int] | None, typer.Option(help="Network calls per image.", show_default=False)
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(help="Kind or settings, or own for each solver's own.", show_default=False),
+    ] = None,
+    guidance: Annotated[
+        list[str] | None,
+        typer.Option(help="Scale of classifier-free guidance, or none.", show_default=False),
+    ] = None,
+    ema: Annotated[list[str] | None, typer.Option(help="EMA track.", show_default=False)] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="fd, fd_z, fd_inf, kid, is, precision, recall, density, coverage, clip_score.",
+            show_default=False,
+        ),
+    ] = None,
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(help="fs-rn20, inception, dinov2, clip, or settings.", show_default=False),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Images per cell, a multiple of 1,000.", show_default=False),
+    ] = None,
+    seed_blocks: Annotated[
+        int | None, typer.Option(help="How often that many.", show_default=False)
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="clean, edm or adm: FID by these conventions.", show_default=False),
+    ] = None,
+    screen: Annotated[
+        bool,
+        typer.Option("--screen", help="Leave out cells that a few latents show to be worse."),
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Of the sweep.", show_default=False)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the grid and its cost, then stop.")
     ] = False,
@@ -479,27 +539,42 @@ def sweep(
     """Score snapshots x solvers x NFE with parallel actors; finished units are never computed
     twice.
 
-    [dim]Example: fleetstep sweep pipelines/presets/digits-sweep.yaml runs='[runs/digits-edm]'
-    samples=2000[/dim]
+    [dim]Example: fleetstep sweep --run runs/digits-edm --solver dpmpp_2m --solver heun --nfe 5
+    --nfe 9 --samples 2000[/dim]
     """
-    from fleetstep.config import SweepSpec, load
+    from fleetstep.config.sweep_options import SweepOptions, sweep_from
 
-    spec = load(SweepSpec, preset, overrides or [])
+    options = SweepOptions(
+        run=run or (),
+        solver=solver or (),
+        nfe=nfe or (),
+        schedule=schedule or (),
+        guidance=guidance or (),
+        ema=ema or (),
+        metric=metric or (),
+        extractor=extractor or (),
+        samples=samples,
+        seed_blocks=seed_blocks,
+        protocol=protocol,
+        screen=screen,
+        name=name,
+    )
+    spec = sweep_from(preset, overrides or [], options)
     if dry_run:
         from fleetstep.orchestration.sweep_preview import preview_sweep
 
         preview = preview_sweep(spec)
         _print_json(preview.as_dict()) if json_ else print(preview.text())
         return
-    from fleetstep.orchestration.sweep_job import cost_text, run_sweep, tables
+    from fleetstep.orchestration.sweep_job import closing_lines, run_sweep, tables
 
-    result = run_sweep(spec, say=None if json_ else print)
+    result = run_sweep(spec, say=None if json_ else print, show=None if json_ else _print_table)
     if json_:
         _print_json([record.to_dict() for score in result.scores for record in score.records])
         return
     _print_tables(tables(result))
-    print(cost_text(result))
-    print(f"scores: {result.path}")
+    for line in closing_lines(result):
+        print(line)
 
 
 @app.command()
@@ -560,6 +635,28 @@ def doctor(json_: Json = False) -> None:
             print(finding.line())
     if any(finding.status == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    storage: Annotated[Path, typer.Option("--storage", help="Folder of runs and sweeps.")] = Path(
+        "runs"
+    ),
+    json_: Json = False,
+) -> None:
+    """Say what sweeps and evaluations are doing: actors, units, speed, time left.
+
+    [dim]Example: fleetstep status --storage runs[/dim]
+    """
+    from fleetstep.orchestration.status import find_status, table_of
+
+    seen = find_status(storage)
+    if json_:
+        _print_json([one.as_dict() for one in seen])
+    elif seen:
+        _print_tables([table_of(seen)])
+    else:
+        print(f"no sweep or evaluation has left a status file under {storage}")
 
 
 # --- amed ----------------------------------------------------------------------------------------
@@ -640,7 +737,7 @@ def certify(
 
 @app.command()
 def trajectory(
-    source: Annotated[Path, typer.Argument(help="Run folder or snapshot folder.")],
+    source: Annotated[Path, typer.Argument(help="Run folder, snapshot folder, or exact:DATASET.")],
     out: Annotated[
         Path, typer.Option("--out", help="Folder for the record and the figures.")
     ] = Path("trajectory"),
@@ -686,6 +783,10 @@ def _print_tables(tables: Iterable[Any]) -> None:
     console = Console()
     for table in tables:
         console.print(table)
+
+
+def _print_table(table: Any) -> None:
+    _print_tables([table])
 
 
 def _say_packed(manifest: Any, out: Path, as_json: bool) -> None:

@@ -14,12 +14,19 @@ PAIRS = 7
 class Ratio:
     """Two ways of doing the same thing, in CPU seconds pair by pair, and what the ratio B / A
     means.
+
+    Args:
+        claim: what is compared; it says so where the pairs are wall seconds.
+        a, b: names of the two.
+        pairs: seconds of both, measured in turn.
+        details: what else was measured on the way, a line each.
     """
 
     claim: str
     a: str
     b: str
     pairs: tuple[tuple[float, float], ...]
+    details: tuple[str, ...] = ()
 
     @property
     def ratios(self) -> list[float]:

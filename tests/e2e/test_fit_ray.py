@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fleetstep.config import Experiment, SweepSpec, load
+from fleetstep.config import Experiment, PoolSpec, SweepSpec, load
 from fleetstep.errors import ResourceError, ResumeError
 from fleetstep.orchestration.fit import FitResult, fit
 from fleetstep.orchestration.history import History
@@ -117,7 +117,7 @@ def test_scores_and_a_page_come_out(
         storage=str(storage),
         nfe=(4,),
         samples=1000,
-        actors=2,
+        pool=PoolSpec(max=2),
     )
     swept = run_sweep(spec)
     labels = {score.cell.solver.kind for score in swept.scores}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetstep.config import SweepSpec
+from fleetstep.config import PoolSpec, SweepSpec
 from fleetstep.errors import PoolError, ResourceError
 from fleetstep.orchestration.pool import Notice
 from fleetstep.orchestration.sweep import Listener, Progress, SweepResult, plan, sweep
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, digits_path: Path) -> Path:
     return write_small_run(tmp_path_factory.mktemp("runs"), digits_path)
 
 
-def spec_of(run: Path, storage: Path, actors: int) -> SweepSpec:
+def spec_of(run: Path, storage: Path, actors: int, cpus_per_actor: float = 0.5) -> SweepSpec:
     return SweepSpec(
         runs=(str(run),),
         storage=str(storage),
@@ -40,8 +40,7 @@ def spec_of(run: Path, storage: Path, actors: int) -> SweepSpec:
         nfe=(4,),
         reference_split="heldout",
         samples=1000,
-        actors=actors,
-        cpus_per_actor=0.5,
+        pool=PoolSpec(max=actors, cpus_per_actor=cpus_per_actor),
     )
 
 
@@ -169,6 +168,6 @@ def test_an_error_in_an_actor_arrives_with_its_remedy(run: Path, tmp_path: Path)
 
 
 def test_a_pool_that_does_not_fit_is_refused(run: Path, tmp_path: Path):
-    spec = spec_of(run, tmp_path, actors=5)
-    with pytest.raises(ResourceError, match=r"5 actors x 0.5 CPU = 2.5 CPU .* hold 4 such actors"):
+    spec = spec_of(run, tmp_path, actors=5, cpus_per_actor=3.0)
+    with pytest.raises(ResourceError, match=r"1 actor x 3 CPU = 3 CPU .* hold 0 such actors"):
         sweep(spec, plan(spec))

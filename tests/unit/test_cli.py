@@ -327,7 +327,7 @@ def test_a_dry_run_of_a_sweep_tells_cells_of_one_kind_apart(run: Run, small: Pat
     given = (f"runs=[{small}]", f"storage={tmp_path}", "nfe=[4, 5]", f"solvers={solvers}")
     code, text, _ = run("sweep", PRESETS / "digits-sweep.yaml", *given, "--dry-run")
     assert code == 0
-    assert "8 cells x 1000 images = 152,000 network calls" in text
+    assert "8 cells x 1,000 images = 152,000 network calls" in text
     assert "1 cells of an adaptive solver taken as 120 an image" in text
     assert "skipped heun at 4 calls" in text
     for cell in (

@@ -21,7 +21,7 @@ from fleetstep.config.files import read
 from fleetstep.data.augmentation import Augmentation
 from fleetstep.data.batch import Batch
 from fleetstep.errors import ConfigError
-from fleetstep.evaluation import features
+from fleetstep.evaluation import inception
 from fleetstep.orchestration.amed_preview import preview_amed
 from fleetstep.orchestration.pieces import network_of, objective_of
 from fleetstep.orchestration.preview import preview_training
@@ -103,19 +103,19 @@ def test_a_sweep_passes_its_dry_run_and_states_what_it_stands_for(
 ):
     # Neither the runs nor the Inception weights are there.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(features, "cached_inception", lambda: tmp_path / "inception.pt")
+    monkeypatch.setattr(inception, "cached_inception", lambda: tmp_path / "inception.pt")
     spec = load(SweepSpec, path)
     code, text, _ = run("sweep", path, "--dry-run")
     assert code == 0
     assert all(f"{network} is NOT THERE" in text for network in spec.runs)
-    inception = spec.extractor.kind == "inception"
-    assert ("the Inception weights are not at" in text) == inception
+    published = [extractor.kind for extractor in spec.extractors] == ["inception"]
+    assert ("the Inception weights are not at" in text) == published
     assert all(f"  published: {entry.text}\n" in text for entry in spec.published)
 
     code, text, _ = run("sweep", path, "--dry-run", "--json")
     assert code == 0
     shown = json.loads(text)
-    assert len(shown["missing"]) == len(spec.runs) + inception
+    assert len(shown["missing"]) == len(spec.runs) + published
     assert [entry["where"] for entry in shown["sweep"]["published"]] == [
         entry.where for entry in spec.published
     ]

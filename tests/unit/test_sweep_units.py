@@ -6,37 +6,22 @@ import functools
 import json
 import os
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor
 
 from fleetstep.errors import DataError
-from fleetstep.evaluation.metrics import frechet, jackknife
+from fleetstep.evaluation.jackknife import jackknife
+from fleetstep.evaluation.metrics import frechet
 from fleetstep.evaluation.moments import Moments
 from fleetstep.evaluation.record import ScoreRecord
-from fleetstep.orchestration.cell_scores import (
-    CellScore,
-    close_reference,
-    load_reference,
-    moments_path,
-    score_cell,
-)
-from fleetstep.orchestration.sweep_plan import (
-    Cell,
-    ReferenceSet,
-    SnapshotRef,
-    SweepPlan,
-    Unit,
-    plan_sweep,
-    units_of,
-)
-from fleetstep.orchestration.sweep_worker import SweepWorker
+from fleetstep.orchestration.cell_scores import CellScore, Measure, score_cell
+from fleetstep.orchestration.cells import Cell, Unit, folder, units_of
+from fleetstep.orchestration.pictures import read_pictures
+from fleetstep.orchestration.references import close_reference, load_reference
 from fleetstep.orchestration.units import (
     Hardware,
     UnitResult,
@@ -45,49 +30,44 @@ from fleetstep.orchestration.units import (
     write_unit,
 )
 from fleetstep.sampling.generate import generate
-from fleetstep.sampling.spec import (
-    DpmppSdeSpec,
-    DpmppSpec,
-    EulerSpec,
-    HeunSpec,
-    Rk45Spec,
-    SolverSpec,
-)
+from fleetstep.sampling.spec import DpmppSdeSpec, HeunSpec, Rk45Spec
+from pixel_sweep import MEASURE, NEAR, REFERENCE, SPACE, PixelFeatures, Sweep, run
 
-REFERENCE = ReferenceSet(
-    data=Path("digits"),
-    fingerprint="f" * 64,
-    split="train",
-    samples=250,
-    extractor="e" * 64,
-    preprocess="none",
-)
 UNIT = units_of(REFERENCE, 250)[1]
 HARDWARE = Hardware("Test CPU", 1, "torch 0")
 
 
-def result(seed: int = 0, rows: int = 100) -> UnitResult:
-    features = np.random.Generator(np.random.PCG64(seed)).normal(size=(rows, 6)).astype(np.float32)
-    return UnitResult(features, digest_of(features), 9, 8.0, 1.5, HARDWARE)
+def result(seed: int = 0, rows: int = 100, *, classes: int = 0) -> UnitResult:
+    stream = np.random.Generator(np.random.PCG64(seed))
+    features = stream.normal(size=(rows, 6)).astype(np.float32)
+    probabilities = stream.random((rows, classes), np.float32) if classes else None
+    digest = digest_of(features, probabilities)
+    return UnitResult(features, probabilities, digest, 9, 8.0, 1.5, HARDWARE)
 
 
 class TestFile:
-    def test_what_is_written_is_read(self, tmp_path: Path):
-        path = UNIT.path(tmp_path)
-        write_unit(path, UNIT, result())
-        found = read_unit(path, UNIT)
+    @pytest.mark.parametrize("classes", [0, 10])
+    def test_what_is_written_is_read(self, tmp_path: Path, classes: int):
+        written = result(classes=classes)
+        write_unit(tmp_path, UNIT, SPACE, written)
+        found = read_unit(tmp_path, UNIT, SPACE)
         assert found is not None
-        np.testing.assert_array_equal(found.features, result().features)
-        assert (found.digest, found.nfe, found.seconds) == (result().digest, 9, 1.5)
+        np.testing.assert_array_equal(found.features, written.features)
+        if classes:
+            np.testing.assert_array_equal(found.probabilities, written.probabilities)
+        else:
+            assert found.probabilities is None
+        assert (found.digest, found.nfe, found.seconds) == (written.digest, 9, 1.5)
         assert found.hardware == HARDWARE
+        path = UNIT.path(tmp_path, SPACE)
         assert os.listdir(path.parent) == [path.name]
 
     def test_a_missing_file_is_no_result(self, tmp_path: Path):
-        assert read_unit(UNIT.path(tmp_path), UNIT) is None
+        assert read_unit(tmp_path, UNIT, SPACE) is None
 
     def test_a_changed_byte_is_noticed_wherever_it_is(self, tmp_path: Path):
-        path = UNIT.path(tmp_path)
-        write_unit(path, UNIT, result())
+        path = UNIT.path(tmp_path, SPACE)
+        write_unit(tmp_path, UNIT, SPACE, result(classes=3))
         sound = path.read_bytes()
         header = 8 + int.from_bytes(sound[:8], "little")
         padding = len(sound[:header]) - len(sound[:header].rstrip(b" "))
@@ -100,33 +80,35 @@ class TestFile:
             content = bytearray(sound)
             content[position] ^= 1
             path.write_bytes(content)
-            if read_unit(path, UNIT) is not None:
+            if read_unit(tmp_path, UNIT, SPACE) is not None:
                 unnoticed.append(position)
         assert unnoticed == []
 
     @pytest.mark.parametrize("kept", [0, 7, 100, 0.5, -1])
     def test_a_cut_file_is_noticed(self, tmp_path: Path, kept: float):
-        path = UNIT.path(tmp_path)
-        write_unit(path, UNIT, result())
+        path = UNIT.path(tmp_path, SPACE)
+        write_unit(tmp_path, UNIT, SPACE, result())
         content = path.read_bytes()
         path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
-        assert read_unit(path, UNIT) is None
+        assert read_unit(tmp_path, UNIT, SPACE) is None
 
-    def test_the_file_of_another_unit_is_not_taken_for_this_one(self, tmp_path: Path):
-        path = UNIT.path(tmp_path)
-        write_unit(path, Unit(REFERENCE, 0, 100), result())
-        assert read_unit(path, UNIT) is None
+    def test_the_file_of_another_unit_or_space_is_not_taken_for_this_one(self, tmp_path: Path):
+        other = replace(SPACE, sha256="d" * 64)
+        write_unit(tmp_path, UNIT, SPACE, result())
+        content = UNIT.path(tmp_path, SPACE).read_bytes()
+        for unit, space in ((Unit(REFERENCE, 0, 100), SPACE), (UNIT, other)):
+            unit.path(tmp_path, space).write_bytes(content)
+            assert read_unit(tmp_path, unit, space) is None
 
     def test_too_few_rows_are_no_result(self, tmp_path: Path):
-        path = UNIT.path(tmp_path)
-        write_unit(path, UNIT, result(rows=99))
-        assert read_unit(path, UNIT) is None
+        write_unit(tmp_path, UNIT, SPACE, result(rows=99))
+        assert read_unit(tmp_path, UNIT, SPACE) is None
 
     @pytest.mark.parametrize("point", ["unit half written", "unit before rename"])
     def test_a_kill_inside_a_write_leaves_nothing_and_the_next_write_tidies_up(
         self, tmp_path: Path, point: str
     ):
-        path = UNIT.path(tmp_path)
+        path = UNIT.path(tmp_path, SPACE)
 
         class Killed(BaseException):
             pass
@@ -136,109 +118,12 @@ class TestFile:
                 raise Killed
 
         with pytest.raises(Killed):
-            write_unit(path, UNIT, result(), fault)
-        assert read_unit(path, UNIT) is None
+            write_unit(tmp_path, UNIT, SPACE, result(), fault)
+        assert read_unit(tmp_path, UNIT, SPACE) is None
         assert len(os.listdir(path.parent)) == 1
-        write_unit(path, UNIT, result())
-        assert read_unit(path, UNIT) is not None
+        write_unit(tmp_path, UNIT, SPACE, result())
+        assert read_unit(tmp_path, UNIT, SPACE) is not None
         assert os.listdir(path.parent) == [path.name]
-
-
-class PixelFeatures:
-    """An extractor without weights: every pixel of a 4x4 image, and its square."""
-
-    name, digest, dim, preprocess = "pixels", "e" * 64, 32, "none"
-
-    def __call__(self, images_nCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        flat = images_nCHW.reshape(len(images_nCHW), -1).astype(np.float32) / 255
-        return np.concatenate([flat, flat**2], axis=1)
-
-
-class GaussianDenoiser:
-    """E[x0 | x] for data N(mean, 0.3^2): the exact answer of a perfect network."""
-
-    sigma_min, sigma_max = 0.0, float("inf")
-
-    def __init__(self, mean: float) -> None:
-        self.mean = mean
-        self.nfe = 0
-
-    def __call__(self, x_BCHW: Tensor, sigma_B: Tensor, labels_B: Tensor | None) -> Tensor:
-        self.nfe += 1
-        shrink = 0.09 / (0.09 + sigma_B.view(-1, 1, 1, 1) ** 2)
-        return self.mean + shrink * (x_BCHW - self.mean)
-
-
-def _real_images(reference: ReferenceSet, first: int, count: int) -> npt.NDArray[np.uint8]:
-    shape = (reference.samples, 1, 4, 4)
-    pixels = np.random.Generator(np.random.PCG64(1)).normal(0.0, 0.3, size=shape)
-    return np.clip(pixels * 127.5 + 128, 0, 255).astype(np.uint8)[first : first + count]
-
-
-def _snapshot(name: str, digest: str) -> SnapshotRef:
-    return SnapshotRef(
-        path=Path("runs") / name,
-        digest=digest * 64,
-        run=name,
-        images_seen=1000,
-        shape=(1, 4, 4),
-        classes=10,
-        data=Path("digits"),
-        dataset="f" * 64,
-    )
-
-
-NEAR, FAR = _snapshot("near", "1"), _snapshot("far", "2")
-
-
-class Sweep:
-    """A small sweep whose units run in this process."""
-
-    def __init__(
-        self,
-        storage: Path,
-        samples: int = 1000,
-        solvers: Sequence[SolverSpec] = (EulerSpec(), DpmppSpec()),
-    ) -> None:
-        self.storage = storage
-        self.loaded: list[str] = []
-        self.plan: SweepPlan = plan_sweep(
-            [(NEAR, REFERENCE), (FAR, REFERENCE)],
-            solvers=solvers,
-            nfe=(3,),
-            samples=samples,
-            track="ema",
-            namespace=5,
-            labels="balanced",
-            batch=32,
-            extractor=PixelFeatures.digest,
-            finished=lambda unit: read_unit(unit.path(storage), unit) is not None,
-        )
-
-    def worker(self) -> SweepWorker:
-        return SweepWorker(
-            self.storage,
-            PixelFeatures(),
-            self.denoiser_of,
-            _real_images,
-            device=torch.device("cpu"),
-        )
-
-    def denoiser_of(self, snapshot: SnapshotRef, track: str) -> GaussianDenoiser:
-        self.loaded.append(snapshot.run)
-        return GaussianDenoiser({"near": 0.1, "far": 0.6}[snapshot.run])
-
-    def scores(self) -> list[CellScore]:
-        against = close_reference(self.storage, REFERENCE)
-        return [
-            score_cell(self.storage, cell, self.plan.samples, against, PixelFeatures())
-            for cell in self.plan.cells
-        ]
-
-
-def run(units: Sequence[Unit], *workers: SweepWorker) -> None:
-    for index, unit in enumerate(units):
-        workers[index % len(workers)].run(unit)
 
 
 @pytest.fixture(scope="module")
@@ -274,8 +159,8 @@ class TestSweep:
 
     def test_a_record_says_how_it_was_made(self, done: Done):
         record, other = done[1][0].records
-        assert record.metric == "fd.pixels@eeeeeeee"
-        assert other.metric == "fd_z.pixels@eeeeeeee"
+        assert record.metric == "fd1k.pixels@eeeeeeee"
+        assert other.metric == "fd_z1k.pixels@eeeeeeee"
         assert (record.run, record.checkpoint, record.nfe, record.n) == ("near", "1" * 64, 3, 1000)
         assert (record.seeds.namespace, record.seeds.count, record.labels) == (5, 1000, "balanced")
         assert (record.reference, record.reference_n) == ("digits/train", 250)
@@ -287,7 +172,7 @@ class TestSweep:
     ):
         sweep = Sweep(tmp_path)
         run(sweep.plan.units[:20], sweep.worker())
-        first, second = (u.path(tmp_path) for u in sweep.plan.units[10:12])
+        first, second = (u.path(tmp_path, SPACE) for u in sweep.plan.units[10:12])
         kept = first.stat().st_mtime_ns
         second.write_bytes(second.read_bytes()[:-7])
 
@@ -330,8 +215,9 @@ class TestSweep:
         run(
             [unit for unit in sweep.plan.units if unit.source in (cell, REFERENCE)], sweep.worker()
         )
-        against = close_reference(tmp_path, REFERENCE)
-        (record, _) = score_cell(tmp_path, cell, 3000, against, PixelFeatures()).records
+        against = close_reference(tmp_path, REFERENCE, SPACE)
+        units = sweep.plan.units_of(cell)
+        (record, _) = score_cell(tmp_path, cell, units, 10, [(MEASURE, against)]).records
 
         images = generate(
             sweep.denoiser_of(NEAR, "ema"),
@@ -343,7 +229,7 @@ class TestSweep:
             classes=10,
             batch=500,
         ).images
-        parts = np.split(PixelFeatures()(images), 10)
+        parts = np.split(PixelFeatures()(images).features, 10)
         distance = functools.partial(frechet, against.reference)
         expected = jackknife([Moments.of(part) for part in parts], distance)
         assert record.pseudo_values == expected.pseudo_values
@@ -360,9 +246,9 @@ class TestSweep:
         sweep = Sweep(tmp_path)
         run(sweep.plan.units, sweep.worker())
         unit = next(u for u in sweep.plan.units if isinstance(u.source, Cell))
-        found = read_unit(unit.path(tmp_path), unit)
+        found = read_unit(tmp_path, unit, SPACE)
         assert found is not None
-        write_unit(unit.path(tmp_path), unit, replace(found, hardware=HARDWARE))
+        write_unit(tmp_path, unit, SPACE, replace(found, hardware=HARDWARE))
         mixed, *others = sweep.scores()
         assert "1 units on Test CPU, torch 0" in mixed.records[0].hardware["mixed"]
         assert all("mixed" not in other.records[0].hardware for other in others)
@@ -371,9 +257,9 @@ class TestSweep:
         sweep = Sweep(tmp_path)
         run(sweep.plan.units, sweep.worker())
         unit = next(u for u in sweep.plan.units if isinstance(u.source, Cell))
-        found = read_unit(unit.path(tmp_path), unit)
+        found = read_unit(tmp_path, unit, SPACE)
         assert found is not None
-        write_unit(unit.path(tmp_path), unit, replace(found, nfe=4))
+        write_unit(tmp_path, unit, SPACE, replace(found, nfe=4))
         with pytest.raises(DataError, match=r"makes 3 network calls, but 4 were counted"):
             sweep.scores()
 
@@ -414,28 +300,105 @@ class TestOtherSolvers:
         assert not scores[1].records[0].adaptive
 
 
+OTHER_SPACE = replace(SPACE, name="other", sha256="d" * 64)
+
+
+class TestSeveralSpaces:
+    """One pass of images feeds all extractors; each has a file, a reference and scores."""
+
+    measures = (MEASURE, Measure(space=OTHER_SPACE, metrics=("fd",)))
+
+    def test_each_space_has_the_scores_that_it_has_alone(self, done: Done, tmp_path: Path):
+        both = Sweep(tmp_path, measures=self.measures)
+        run(both.plan.units, both.worker())
+        assert sorted(both.loaded) == ["far", "near"]
+        for score, alone in zip(both.scores(), done[1], strict=True):
+            assert score.records[:2] == alone.records
+            assert score.records[2].metric == "fd1k.other@dddddddd"
+            assert score.moments_sha256 == alone.moments_sha256 * 2
+
+    def test_an_extractor_added_later_draws_again_and_keeps_what_is_there(
+        self, done: Done, tmp_path: Path
+    ):
+        first = Sweep(tmp_path)
+        run(first.plan.units, first.worker())
+        paths = [unit.path(tmp_path, SPACE) for unit in first.plan.units_of(first.plan.cells[0])]
+        written = [path.stat().st_mtime_ns for path in paths]
+        both = Sweep(tmp_path, measures=self.measures)
+        assert not both.plan.finished
+        run(both.plan.remaining, both.worker())
+        assert [path.stat().st_mtime_ns for path in paths] == written
+        assert [s.records[:2] for s in both.scores()] == [s.records for s in done[1]]
+
+    def test_probabilities_that_are_wanted_later_are_made_later(self, tmp_path: Path):
+        first = Sweep(tmp_path)
+        run(first.plan.units, first.worker())
+        scores = Measure(space=SPACE, metrics=("fd", "is"), probabilities=True)
+        later = Sweep(tmp_path, measures=[scores], extractors=[PixelFeatures(classifies=True)])
+        cells = {unit for unit in later.plan.units if isinstance(unit.source, Cell)}
+        assert set(later.plan.remaining) == cells
+        run(later.plan.remaining, later.worker())
+        for score in later.scores():
+            assert score.records[1].metric == "is1k.pixels@eeeeeeee"
+            assert 1 <= score.records[1].raw <= 2
+        assert Sweep(tmp_path, measures=[scores]).plan.remaining == ()
+
+
+class TestPictures:
+    def test_the_first_images_of_a_cell_are_kept_as_they_were_measured(self, tmp_path: Path):
+        sweep = Sweep(tmp_path)
+        cell = sweep.plan.cells[0]
+        run(sweep.plan.units_of(cell)[:2], sweep.worker(pictures=16))
+        images = read_pictures(tmp_path, cell)
+        assert images is not None
+        assert images.shape == (16, 1, 4, 4)
+        found = read_unit(tmp_path, sweep.plan.units_of(cell)[0], SPACE)
+        assert found is not None
+        np.testing.assert_array_equal(PixelFeatures()(images).features, found.features[:16])
+
+    def test_pictures_that_are_wanted_later_are_drawn_later(self, tmp_path: Path):
+        sweep = Sweep(tmp_path)
+        cell = sweep.plan.cells[0]
+        unit = sweep.plan.units_of(cell)[0]
+        sweep.worker().run(unit)
+        assert read_pictures(tmp_path, cell) is None
+        sweep.worker(pictures=4).run(unit)
+        assert len(read_pictures(tmp_path, cell)) == 4
+        path = folder(tmp_path, cell) / "pictures.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+        assert read_pictures(tmp_path, cell) is None
+
+
 class TestReference:
     def test_statistics_are_computed_once_and_replace_their_units(self, done: Done):
         storage = done[0].storage
-        path = moments_path(storage, REFERENCE)
-        assert os.listdir(path.parent) == [path.name]
-        found = load_reference(storage, REFERENCE)
+        names = sorted(os.listdir(folder(storage, REFERENCE)))
+        assert names == [f"{part}.{SPACE.key}.safetensors" for part in ("features", "moments")]
+        found = load_reference(storage, REFERENCE, SPACE)
         assert found is not None
         assert found.reference.n == 250
+        assert found.reference.features().shape == (250, 32)
 
-    def test_a_damaged_file_is_no_statistics(self, tmp_path: Path):
+    @pytest.mark.parametrize("part", ["features", "moments"])
+    def test_a_damaged_file_is_no_statistics(self, tmp_path: Path, part: str):
         sweep = Sweep(tmp_path)
         run(units_of(REFERENCE, 250), sweep.worker())
-        digest = close_reference(tmp_path, REFERENCE).reference.sha256
-        path = moments_path(tmp_path, REFERENCE)
+        digest = close_reference(tmp_path, REFERENCE, SPACE).reference.sha256
+        path = folder(tmp_path, REFERENCE) / f"{part}.{SPACE.key}.safetensors"
         path.write_bytes(path.read_bytes()[:-1])
-        assert load_reference(tmp_path, REFERENCE) is None
+        assert load_reference(tmp_path, REFERENCE, SPACE) is None
+        assert set(units_of(REFERENCE, 250)) <= set(Sweep(tmp_path).plan.remaining)
         run(units_of(REFERENCE, 250), sweep.worker())
-        assert close_reference(tmp_path, REFERENCE).reference.sha256 == digest
+        assert close_reference(tmp_path, REFERENCE, SPACE).reference.sha256 == digest
 
-    def test_a_file_of_another_set_is_not_taken_for_this_one(self, done: Done, tmp_path: Path):
+    def test_a_file_of_another_set_or_space_is_not_taken_for_this_one(
+        self, done: Done, tmp_path: Path
+    ):
         other = replace(REFERENCE, split="heldout")
-        path = moments_path(tmp_path, other)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(moments_path(done[0].storage, REFERENCE).read_bytes())
-        assert load_reference(tmp_path, other) is None
+        for reference, space in ((other, SPACE), (REFERENCE, OTHER_SPACE)):
+            folder(tmp_path, reference).mkdir(parents=True, exist_ok=True)
+            for part in ("features", "moments"):
+                source = folder(done[0].storage, REFERENCE) / f"{part}.{SPACE.key}.safetensors"
+                target = folder(tmp_path, reference) / f"{part}.{space.key}.safetensors"
+                target.write_bytes(source.read_bytes())
+            assert load_reference(tmp_path, reference, space) is None

@@ -204,6 +204,14 @@ def test_the_drivers_points_are_not_repeated_after_a_restart(tracker: Tracker, r
     assert [(p.images_seen, p.value) for p in points] == [(100, 1), (200, 2), (300, 3)]
 
 
+def test_the_drivers_late_points_are_kept(tracker: Tracker, run_id: str):
+    """Snapshots are scored in the order in which their scores come."""
+    for images in (300, 100, 300, 200):
+        tracker.log_metrics(run_id, images, {"eval/late": images / 100})
+    points = look(tracker, run_id).metrics["eval/late"]
+    assert [(p.images_seen, p.value) for p in points] == [(100, 1), (200, 2), (300, 3)]
+
+
 def test_files_and_the_dataset_are_kept_with_the_run(
     tracker: Tracker, run_id: str, tmp_path: Path
 ):

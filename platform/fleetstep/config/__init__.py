@@ -16,23 +16,28 @@ from fleetstep.config.loading import (
     manifest_of,
     with_absolute_paths,
 )
+from fleetstep.config.measure import EvaluateSpec, MeasureSpec, PoolSpec
 from fleetstep.config.secrets import resolve_secrets
 from fleetstep.config.specs import (
     ClusterSpec,
     Experiment,
     GridSpec,
     PublishedSpec,
-    SweepSpec,
     TrackingSpec,
 )
+from fleetstep.config.sweep import ScreenSpec, SweepSpec
 
 __all__ = [
     "AmedEvaluationSpec",
     "AmedExperiment",
     "ClusterSpec",
+    "EvaluateSpec",
     "Experiment",
     "GridSpec",
+    "MeasureSpec",
+    "PoolSpec",
     "PublishedSpec",
+    "ScreenSpec",
     "SweepSpec",
     "TrackingSpec",
     "dump",

@@ -6,27 +6,21 @@ are valid.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fleetstep.addresses import ADVICE, SCHEMES, is_tracker, redacted
-from fleetstep.config import amed, diffusers_checks
+from fleetstep.config import amed, diffusers_checks, sweep_checks
 from fleetstep.config.secrets import SECRET, resolve_secrets
-from fleetstep.config.specs import Experiment, GridSpec, SweepSpec
+from fleetstep.config.specs import Experiment, GridSpec
+from fleetstep.config.sweep import SweepSpec
 from fleetstep.data.manifest import Manifest, load_manifest
 from fleetstep.data.spec import DataSpec, ExpectsSpec
 from fleetstep.diffusion.spec import check_range, check_strategies
-from fleetstep.errors import ConfigError, DataError, SamplingError
+from fleetstep.errors import ConfigError, DataError
 from fleetstep.networks.spec import DiffusersUnetSpec, check_network, takes_augmentation
-from fleetstep.sampling.spec import (
-    SIGMA_MAX,
-    SIGMA_MIN,
-    AmedSpec,
-    GuidanceSpec,
-    SolverSpec,
-)
+from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, SolverSpec
 from fleetstep.spec import Spec
 from fleetstep.training.spec import check_training
 
@@ -112,15 +106,10 @@ def _check_grid_solver(grid: GridSpec) -> list[str]:
             f"grid.solver: kind {grid.solver.kind} chooses its own number of network calls, so "
             "grids would cost what nobody can plan; use another kind"
         ]
-    return [f"grid.nfe: {line}" for line in _unreachable(grid.solver, grid.nfe, grid.guidance)]
-
-
-def _unreachable(solver: SolverSpec, nfe: int, guidance: GuidanceSpec | None = None) -> list[str]:
-    try:
-        solver.points_for(nfe, 1 if guidance is None else guidance.calls)
-    except SamplingError as error:
-        return [f"{error.message}; {error.remedy}"]
-    return []
+    return [
+        f"grid.nfe: {line}"
+        for line in sweep_checks.unreachable(grid.solver, grid.nfe, grid.guidance)
+    ]
 
 
 def _check_augmentation(parts: Parts) -> list[str]:
@@ -238,6 +227,14 @@ def _check_images(parts: Parts, facts: Manifest | ExpectsSpec) -> list[str]:
         )
     if "grid" in parts and facts.channels not in _PICTURE_CHANNELS:
         problems += _check_thresholding(parts["grid"].solver, facts)
+    if parts.get("evaluate") is not None:
+        problems += sweep_checks.check_evaluated_images(
+            parts["evaluate"],
+            parts["data"],
+            facts.classes,
+            facts.channels,
+            facts.splits if isinstance(facts, Manifest) else (),
+        )
     if "grid" in parts and parts["grid"].guidance is not None and facts.classes == 0:
         problems.append(
             f"grid.guidance: scale {parts['grid'].guidance.scale:g} needs class labels, and the "
@@ -253,53 +250,6 @@ def _check_thresholding(solver: SolverSpec, facts: Manifest | ExpectsSpec) -> li
         f"grid.solver.thresholding: cuts pixels to their range, and the {facts.channels} channels "
         "of the data are latents, which have none; use thresholding: null"
     ]
-
-
-def _check_sweep(parts: Parts) -> list[str]:
-    problems: list[str] = []
-    if {"solvers", "nfe"} <= parts.keys():
-        solvers, nfes = parts["solvers"], parts["nfe"]
-        if all(
-            _takes_nfe(solver) and _unreachable(solver, nfe) for solver in solvers for nfe in nfes
-        ):
-            problems.append(
-                f"nfe: no solver reaches any of {list(nfes)}; "
-                f"{_unreachable(solvers[0], nfes[0])[0]}"
-            )
-        problems += _missing_predictors(solvers)
-        names = [_name(solver) for solver in solvers]
-        problems += [
-            f"solvers: {name} is listed twice"
-            for name in sorted(set(names))
-            if names.count(name) > 1
-        ]
-    return problems
-
-
-def _name(solver: SolverSpec) -> str:
-    """Its settings, one text for those that mean the same: naming a default changes nothing."""
-    settings = solver.model_dump(mode="json")
-    if solver.schedule == solver.default_schedule:
-        settings["schedule"] = None
-    return json.dumps(settings)
-
-
-def _takes_nfe(solver: SolverSpec) -> bool:
-    """Whether its number of calls is chosen by the sweep."""
-    return not (
-        solver.adaptive or solver.learned or solver.chosen_schedule.fixed_points is not None
-    )
-
-
-def _missing_predictors(solvers: Sequence[SolverSpec]) -> list[str]:
-    problems = []
-    for index, solver in enumerate(solvers):
-        if isinstance(solver, AmedSpec):
-            try:
-                _ = solver.facts
-            except SamplingError as error:
-                problems.append(f"solvers.{index}: {error.message}; {error.remedy}")
-    return problems
 
 
 def _check_tracking(parts: Parts) -> list[str]:
@@ -338,13 +288,14 @@ _EXPERIMENT: tuple[Check, ...] = (
     _check_training,
     _check_process,
     _check_grid,
+    sweep_checks.check_evaluation,
     _check_augmentation,
     _check_diffusers,
     _check_data,
     _check_tracking,
     _check_storage,
 )
-_SWEEP: tuple[Check, ...] = (_check_sweep, _check_tracking, _check_storage)
+_SWEEP: tuple[Check, ...] = (sweep_checks.check_sweep, _check_tracking, _check_storage)
 _AMED: tuple[Check, ...] = (
     amed.check_batch,
     amed.check_teacher,

@@ -35,6 +35,8 @@ def explain(model: type[BaseModel], tree: Any, item: Mapping[str, Any]) -> str:
     if kind == "missing":
         return f"{path}: missing; this field is required"
     message = item["msg"].removeprefix("Value error, ")
+    if not path:  # of the file as a whole: the message names its fields itself
+        return str(message)
     return f"{path} = {value!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -36,9 +36,9 @@ def parse_solver(
         UsageError: it is none; one line for each problem, with what would be valid.
         SamplingError: the folder of a predictor holds none.
     """
-    settings = _settings("--solver", text)
+    settings = written_settings("--solver", text)
     if schedule is not None:
-        settings["schedule"] = _settings("--schedule", schedule)
+        settings["schedule"] = written_settings("--schedule", schedule)
     settings |= {
         name: True for name, on in (("afs", afs), ("denoise_to_zero", denoise_to_zero)) if on
     }
@@ -50,7 +50,12 @@ def parse_solver(
         raise UsageError("; ".join(problems), "`fleetstep solvers` lists every kind") from None
 
 
-def _settings(option: str, text: str) -> dict[str, Any]:
+def written_settings(option: str, text: str) -> dict[str, Any]:
+    """A kind, inline settings, or "amed:FOLDER" as a section of a configuration, not yet checked.
+
+    Raises:
+        UsageError: it is not YAML, or no mapping; it names the option.
+    """
     written = text.strip()
     if written.startswith(_PREDICTOR):
         return {"kind": "amed", "predictor": written.removeprefix(_PREDICTOR)}

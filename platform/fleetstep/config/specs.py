@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,32 +17,18 @@ from pydantic import (
     model_validator,
 )
 
+from fleetstep.config.measure import EvaluateSpec
+from fleetstep.config.paths import PathText, expanded
 from fleetstep.data.spec import DataSpec
 from fleetstep.diffusion.spec import EdmSpec, ProcessSpec, StrategySpec
-from fleetstep.evaluation.spec import ExtractorSpec, Rn20Spec
 from fleetstep.networks.spec import DdpmppSpec, NetworkSpec
-from fleetstep.sampling.spec import (
-    DpmppSpec,
-    EulerSpec,
-    GuidanceSpec,
-    HeunSpec,
-    IpndmSpec,
-    SolverSpec,
-)
+from fleetstep.sampling.spec import DpmppSpec, GuidanceSpec, SolverSpec
 from fleetstep.spec import Spec, span_images
 from fleetstep.training.spec import TrainingSpec
 
 
-def _expanded(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
-
-
 def _data_expanded(data: DataSpec) -> DataSpec:
-    return data.model_copy(update={"path": _expanded(data.path)})
-
-
-# Programs other than a shell do not know "~", and each worker would have a home of its own.
-PathText = Annotated[str, AfterValidator(_expanded)]
+    return data.model_copy(update={"path": expanded(data.path)})
 
 
 class ClusterSpec(Spec):
@@ -146,6 +132,7 @@ class Experiment(Spec):
     Attributes:
         name: the run's name: its folder under `storage` and its name in the tracker.
         storage: folder of all runs; every worker must reach it.
+        evaluate: scores of snapshots while it trains; null scores none.
         published: the published numbers that this experiment stands for.
     """
 
@@ -158,6 +145,7 @@ class Experiment(Spec):
     network: NetworkSpec = DdpmppSpec()
     training: TrainingSpec
     grid: GridSpec = GridSpec()
+    evaluate: EvaluateSpec | None = None
     cluster: ClusterSpec = ClusterSpec()
     tracking: TrackingSpec = TrackingSpec()
 
@@ -198,54 +186,6 @@ class Experiment(Spec):
         paths, budget), but for the published numbers, which decide nothing.
         """
         return _digest(self.model_dump(mode="json", exclude={"published"}))
-
-
-class SweepSpec(Spec):
-    """A grid of snapshots x solvers x NFE, scored by a pool of actors.
-
-    Attributes:
-        name: the sweep's name.
-        runs: run folders (their last snapshot is taken) or snapshot folders.
-        snapshots: which snapshots of a run folder: the last one, or all.
-        storage: folder for results, shared by all actors.
-        solvers, nfe: the grid; a pair that cannot be reached is skipped with its reason. A solver
-            whose calls cannot be chosen (a predictor, a list of levels, rk45) is one cell whatever
-            `nfe` says.
-        dtype: of the solvers' state; the network's precision is its own affair.
-        ema: the EMA track that is sampled.
-        samples: images per cell, a multiple of 1,000.
-        namespace: seeds are (namespace, 0 ... samples-1).
-        labels: how class labels follow from the seed.
-        reference_split: split of the runs' dataset whose statistics are the reference.
-        extractor: the features in which distance is measured.
-        actors, cpus_per_actor, gpus_per_actor: the pool.
-        batch: fixed batch size inside a unit of 100 images.
-        address: Ray address of a running cluster; None starts a local one.
-        published: the published numbers that this sweep stands for.
-    """
-
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    runs: tuple[PathText, ...] = Field(min_length=1)
-    snapshots: Literal["last", "all"] = "last"
-    storage: PathText = "runs"
-    solvers: tuple[SolverSpec, ...] = Field(
-        (EulerSpec(), HeunSpec(), IpndmSpec(), DpmppSpec()), min_length=1
-    )
-    nfe: tuple[PositiveInt, ...] = Field((5, 9, 17, 35), min_length=1)
-    dtype: Literal["float64", "float32"] = "float64"
-    ema: str = "ema"
-    samples: PositiveInt = Field(1000, multiple_of=1000)
-    namespace: int = Field(0, ge=0)
-    labels: Literal["random", "balanced"] = "random"
-    reference_split: str = "train"
-    extractor: ExtractorSpec = Rn20Spec()
-    actors: PositiveInt = 2
-    cpus_per_actor: PositiveFloat = 0.5
-    gpus_per_actor: NonNegativeFloat = 0.0
-    batch: int = Field(100, ge=2)
-    address: str | None = None
-    tracking: TrackingSpec = TrackingSpec()
-    published: tuple[PublishedSpec, ...] = ()
 
 
 def _spans_resolved(tree: Any, budget: int) -> Any:

@@ -1,127 +1,144 @@
-"""From finished units to scores: exact sums in fixed blocks, whoever did which unit, and when.
-
-Legend: D features.
-"""
+"""From finished units to scores: exact sums in fixed blocks, whoever did which unit, and when."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from fleetstep.errors import DataError
-from fleetstep.evaluation.features import Extractor
-from fleetstep.evaluation.metrics import Reference, frechet, jackknife, standardised
-from fleetstep.evaluation.moments import Moments, load_with_facts, total
-from fleetstep.evaluation.record import ScoreRecord, Seeds
-from fleetstep.evaluation.spec import metric_name
-from fleetstep.orchestration.sweep_plan import (
-    Cell,
-    ReferenceSet,
-    Unit,
-    blocks_of,
-    folder,
-    units_of,
-)
-from fleetstep.orchestration.sweep_solvers import schedule_label, solver_text
-from fleetstep.orchestration.units import Hardware, UnitResult, read_unit
+import numpy as np
+import numpy.typing as npt
 
-QUANTISATION = "uint8: floor(127.5 x + 128), clipped"
+from fleetstep.errors import DataError
+from fleetstep.evaluation.jackknife import Estimate
+from fleetstep.evaluation.moments import Float32, total
+from fleetstep.evaluation.record import ScoreRecord, Seeds
+from fleetstep.evaluation.reference import Reference
+from fleetstep.evaluation.score import Sample, score
+from fleetstep.evaluation.spec import MetricKind, metric_name
+from fleetstep.orchestration.cells import Cell, FeatureSpace, Unit, folder, guidance_text
+from fleetstep.orchestration.references import KnownReference, read_units
+from fleetstep.orchestration.sweep_solvers import schedule_label, solver_text
+from fleetstep.orchestration.units import Hardware, UnitResult
+from fleetstep.sampling.generate import labels_of
+
+QUANTISATIONS: Mapping[str, str] = {
+    "round": "uint8: floor(127.5 x + 128), clipped",
+    "truncate": "uint8: floor(127.5 (x + 1)), clipped",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How a cell's images are measured in one feature space.
+
+    Args:
+        space: the features.
+        metrics: what is computed of them.
+        probabilities: whether a metric needs class probabilities.
+        texts: embedding of the text of every class, float32 [K, D], for clip_score.
+        protocol: the named protocol that was asked for; "" for none.
+    """
+
+    space: FeatureSpace
+    metrics: tuple[MetricKind, ...]
+    probabilities: bool = False
+    texts: Float32 | None = None
+    protocol: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellScore:
-    """A cell and what was measured of it.
+    """A cell's seed block and what was measured of it.
 
     Args:
         cell: what was sampled.
-        moments_sha256: digest of the moments of all its features: equal for equal bits.
+        seed_block: which block of sample ids.
+        moments_sha256: digest of the moments of its features in each space: equal for equal bits.
         calls_made: network calls per image that were made; fewer than the NFE where cells shared
             their first call, and then not the same for every order of the work.
-        records: one a metric: the Fréchet distance, then the standardised one.
+        records: one a space and metric.
     """
 
     cell: Cell
-    moments_sha256: str
+    seed_block: int
+    moments_sha256: tuple[str, ...]
     calls_made: float
     records: tuple[ScoreRecord, ...]
 
 
-@dataclass(frozen=True)
-class ReferenceScore:
-    """The statistics of a reference set, and the hardware its features were computed on."""
-
-    reference: Reference
-    hardware: frozenset[Hardware]
-
-
-def moments_path(storage: Path, reference: ReferenceSet) -> Path:
-    """Where a reference set's statistics are kept."""
-    return folder(storage, reference) / "moments.safetensors"
-
-
-def load_reference(storage: Path, reference: ReferenceSet) -> ReferenceScore | None:
-    """The statistics of a reference set; None unless they are there, whole, and of this set."""
-    try:
-        moments, facts = load_with_facts(moments_path(storage, reference))
-        hardware = frozenset(Hardware(**values) for values in json.loads(facts["hardware"]))
-        identity = json.loads(facts["reference"])
-    except (DataError, KeyError, TypeError, ValueError):
-        return None
-    if identity != reference.identity or moments.n != reference.samples:
-        return None
-    return ReferenceScore(Reference(_name(reference), moments), hardware)
-
-
-def close_reference(storage: Path, reference: ReferenceSet) -> ReferenceScore:
-    """Add the reference's units up and keep the sum, unless that was done before.
-
-    Raises:
-        DataError: a unit is missing or damaged.
-    """
-    if (found := load_reference(storage, reference)) is not None:
-        return found
-    units = units_of(reference, reference.samples)
-    results = _read_all(storage, units)
-    hardware = frozenset(result.hardware for result in results)
-    moments = total([Moments.of(result.features) for result in results])
-    facts = {
-        "reference": json.dumps(reference.identity),
-        "hardware": json.dumps([asdict(kind) for kind in sorted(hardware)]),
-    }
-    moments.save(moments_path(storage, reference), facts)
-    for unit in units:
-        unit.path(storage).unlink(missing_ok=True)
-    return ReferenceScore(Reference(_name(reference), moments), hardware)
-
-
 def score_cell(
-    storage: Path, cell: Cell, samples: int, against: ReferenceScore, extractor: Extractor
+    storage: Path,
+    cell: Cell,
+    units: Sequence[Unit],
+    blocks: int,
+    measures: Sequence[tuple[Measure, KnownReference]],
+    *,
+    seed_block: int = 0,
 ) -> CellScore:
-    """Fréchet distances of the cell's first `samples` ids, jackknifed over 10 or 20 blocks.
+    """Every metric of the images of `units`, jackknifed over `blocks` blocks of whole units.
+
+    Args:
+        units: consecutive ones of the cell, a multiple of `blocks`: all of a seed block, or the
+            first of them while the others are not there yet.
+        measures: each with its reference.
 
     Raises:
         DataError: a unit is missing or damaged, or the calls that were counted are not the cell's.
     """
-    units = units_of(cell, samples)
-    results = _read_all(storage, units)
-    nfe = _counted(storage, cell, results)
-    blocks = _blocks([Moments.of(result.features) for result in results], blocks_of(samples))
-    hardware = _hardware([result.hardware for result in results], against.hardware)
-    records = tuple(
-        _record(cell, nfe, blocks, against.reference, extractor, hardware, is_standardised=flag)
-        for flag in (False, True)
-    )
+    digests: list[str] = []
+    records: list[ScoreRecord] = []
+    calls_made = 0.0
+    for measure, against in measures:
+        results = read_units(storage, units, measure.space)
+        calls_made = sum(result.calls_made for result in results) / len(results)
+        sample = _sample(cell, units, results, blocks, measure.texts)
+        digests.append(total(list(sample.moments)).digest())
+        estimates = score(measure.metrics, sample, against.reference)
+        facts = _facts(storage, cell, units, results, measure, against)
+        records += [
+            _record(kind, estimate, sample.n, measure.space, facts)
+            for kind, estimate in estimates.items()
+        ]
     return CellScore(
         cell=cell,
-        moments_sha256=total(blocks).digest(),
-        calls_made=sum(result.calls_made for result in results) / len(results),
-        records=records,
+        seed_block=seed_block,
+        moments_sha256=tuple(digests),
+        calls_made=calls_made,
+        records=tuple(records),
     )
+
+
+def _sample(
+    cell: Cell,
+    units: Sequence[Unit],
+    results: Sequence[UnitResult],
+    blocks: int,
+    texts: Float32 | None,
+) -> Sample:
+    """The units' features, joined into blocks."""
+    size = len(units) // blocks
+    starts = range(0, len(units), size)
+    features = tuple(
+        np.concatenate([result.features for result in results[s : s + size]]) for s in starts
+    )
+    rows = [result.probabilities for result in results if result.probabilities is not None]
+    probabilities = (
+        tuple(np.concatenate(rows[s : s + size]) for s in starts)
+        if len(rows) == len(results)
+        else None
+    )
+    embeddings = None
+    if texts is not None:
+        embeddings = tuple(texts[_labels(cell, units[s : s + size])] for s in starts)
+    return Sample(features, probabilities, embeddings)
+
+
+def _labels(cell: Cell, units: Sequence[Unit]) -> npt.NDArray[np.int64]:
+    count = sum(unit.count for unit in units)
+    return labels_of(cell.namespace, units[0].first, count, cell.snapshot.classes, cell.labels)
 
 
 def _counted(storage: Path, cell: Cell, results: Sequence[UnitResult]) -> float:
@@ -137,40 +154,52 @@ def _counted(storage: Path, cell: Cell, results: Sequence[UnitResult]) -> float:
     return cell.nfe
 
 
-def _read_all(storage: Path, units: Iterable[Unit]) -> list[UnitResult]:
-    results = []
-    for unit in units:
-        result = read_unit(unit.path(storage), unit)
-        if result is None:
-            raise DataError(
-                f"{unit} is missing or damaged at {unit.path(storage)}",
-                "start the sweep again: this unit is done again, the others are kept",
-            )
-        results.append(result)
-    return results
-
-
-def _blocks(units: Sequence[Moments], count: int) -> list[Moments]:
-    """Consecutive units added up into `count` blocks."""
-    size = len(units) // count
-    return [total(list(units[start : start + size])) for start in range(0, len(units), size)]
+def _facts(
+    storage: Path,
+    cell: Cell,
+    units: Sequence[Unit],
+    results: Sequence[UnitResult],
+    measure: Measure,
+    against: KnownReference,
+) -> dict[str, object]:
+    """The protocol card: all of a record but its numbers."""
+    reference: Reference = against.reference
+    n = sum(unit.count for unit in units)
+    return {
+        "seeds": Seeds(cell.namespace, units[0].first, n),
+        "run": cell.snapshot.run,
+        "checkpoint": cell.snapshot.digest,
+        "images_seen": cell.snapshot.images_seen,
+        "ema": cell.track,
+        "solver": solver_text(cell.solver),
+        "schedule": schedule_label(cell.solver),
+        "nfe": _counted(storage, cell, results),
+        "adaptive": cell.nfe is None,
+        "guidance": guidance_text(cell.guidance),
+        "labels": cell.labels,
+        "protocol": measure.protocol,
+        "extractor": measure.space.name,
+        "extractor_sha256": measure.space.sha256,
+        "preprocess": measure.space.preprocess,
+        "quantisation": QUANTISATIONS[cell.quantisation],
+        "reference": reference.name,
+        "reference_sha256": reference.sha256,
+        "reference_n": reference.n,
+        "versions": {name: version(name) for name in ("fleetstep", "torch", "numpy")},
+        "hardware": _hardware([result.hardware for result in results], against.hardware),
+    }
 
 
 def _record(
-    cell: Cell,
-    nfe: float,
-    blocks: Sequence[Moments],
-    reference: Reference,
-    extractor: Extractor,
-    hardware: Mapping[str, str],
-    *,
-    is_standardised: bool,
+    kind: MetricKind,
+    estimate: Estimate,
+    n: int,
+    space: FeatureSpace,
+    facts: Mapping[str, object],
 ) -> ScoreRecord:
-    distance = standardised if is_standardised else frechet
-    estimate = jackknife(blocks, functools.partial(distance, reference))
-    n = sum(block.n for block in blocks)
     return ScoreRecord(
-        metric=metric_name(extractor.name, extractor.digest, n, standardised=is_standardised),
+        metric=metric_name(kind, space.name, space.sha256, n),
+        kind=kind,
         value=estimate.value,
         raw=estimate.raw,
         se=estimate.standard_error,
@@ -180,25 +209,7 @@ def _record(
         n=n,
         blocks=estimate.blocks,
         pseudo_values=estimate.pseudo_values,
-        seeds=Seeds(cell.namespace, 0, n),
-        run=cell.snapshot.run,
-        checkpoint=cell.snapshot.digest,
-        images_seen=cell.snapshot.images_seen,
-        ema=cell.track,
-        solver=solver_text(cell.solver),
-        schedule=schedule_label(cell.solver),
-        nfe=nfe,
-        adaptive=cell.nfe is None,
-        labels=cell.labels,
-        extractor=extractor.name,
-        extractor_sha256=extractor.digest,
-        preprocess=extractor.preprocess,
-        quantisation=QUANTISATION,
-        reference=reference.name,
-        reference_sha256=reference.sha256,
-        reference_n=reference.n,
-        versions={name: version(name) for name in ("fleetstep", "torch", "numpy")},
-        hardware=hardware,
+        **facts,  # type: ignore[arg-type]
     )
 
 
@@ -216,7 +227,3 @@ def _hardware(units: Sequence[Hardware], reference: Iterable[Hardware]) -> dict[
             f"{count[kind]} units on {kind.device}, {kind.build}" for kind in kinds
         )
     return facts
-
-
-def _name(reference: ReferenceSet) -> str:
-    return f"{reference.data.name}/{reference.split}"

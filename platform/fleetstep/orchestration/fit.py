@@ -2,10 +2,15 @@
 
 The driver checks everything first, makes the tracker's run, starts the workers and alone says how
 the run ended. It trusts no state of Ray's for resuming: the checkpoints' own manifests decide.
+
+Where the experiment asks for scores, an evaluator works beside the workers. Training's end does
+not wait for it, and nothing that happens to it changes how training is recorded; the command
+itself succeeds only when the scores are there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +18,8 @@ from typing import Any
 
 from fleetstep import config
 from fleetstep.config import Experiment
+from fleetstep.orchestration.evaluated import Evaluated
+from fleetstep.orchestration.evaluator_setup import check_evaluation, check_pool, evaluator_of
 from fleetstep.orchestration.figures import keep_figures
 from fleetstep.orchestration.fit_worker import Assignment, facts_of, run_worker
 from fleetstep.orchestration.progress import Follower
@@ -35,17 +42,20 @@ class FitResult:
         run_id: the run in the tracker.
         images_seen: progress.
         seconds: wall time of this call.
+        evaluated: the snapshots that were scored; None if none were to be.
     """
 
     folder: Path
     run_id: str
     images_seen: int
     seconds: float
+    evaluated: Evaluated | None = None
 
     def text(self) -> str:
-        """A closing line."""
+        """A closing line, and one on scores if there are any."""
         where = f"{self.images_seen / 1000:g} kimg after {self.seconds:.0f} s"
-        return f"{self.folder.name}: finished at {where} ({self.folder})"
+        scored = "" if self.evaluated is None else f"\n  {self.evaluated.text()}"
+        return f"{self.folder.name}: finished at {where} ({self.folder}){scored}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -54,6 +64,7 @@ class FitResult:
             "run_id": self.run_id,
             "images_seen": self.images_seen,
             "seconds": self.seconds,
+            "evaluation": None if self.evaluated is None else self.evaluated.as_dict(),
         }
 
 
@@ -78,12 +89,16 @@ def fit(
         ResumeError: the policy cannot be kept, or the checkpoint belongs to another experiment.
         ResourceError: the cluster cannot place the workers.
         TrainingError: the workers failed more often than `cluster.max_restarts`.
+        ExtractorError, DataError: snapshots could not be scored as asked.
+        PoolError: training is finished, and scores of its snapshots are missing.
     """
     started = time.monotonic()
     experiment = config.with_absolute_paths(experiment)
     folder = RunFolder(experiment.folder)
     manifest = config.manifest_of(experiment)
     facts = facts_of(experiment, manifest)
+    evaluate = experiment.evaluate
+    measures = [] if evaluate is None else check_evaluation(evaluate)
     store = CheckpointStore(folder.checkpoints)
     if choose_start(store, resume, facts) is None:
         check_leftovers(folder.snapshots, resume, facts)
@@ -94,6 +109,8 @@ def fit(
     tracker = Tracker(uri, experiment.tracking.experiment)
     with connect(experiment.cluster.address):
         check_workers(experiment.cluster)
+        if evaluate is not None:
+            check_pool(evaluate.pool)
         folder.prepare(config.dump(experiment))
         run_id = start_run(
             tracker,
@@ -103,26 +120,48 @@ def fit(
             folder=folder,
             facts=facts,
         )
-        job = Assignment(
-            experiment.model_dump_json(), run_id, tracker.uri, str(folder.root.resolve()), on_event
-        )
-        with tracker.ending(run_id):
-            tracker.log_dataset(run_id, manifest.name, manifest.fingerprint, experiment.data.path)
-            tracker.log_artifact(run_id, folder.config)
-            try:
-                with Follower(folder.spool, experiment.training.images, say):
-                    outcome = run_workers(
-                        run_worker, job.as_dict(), experiment.cluster, folder, say
-                    )
-            finally:
-                collect(tracker, run_id, folder, say)
-            if not outcome["finished"]:
-                # Leaves the block as an interruption, so that the tracker says KILLED.
-                raise KeyboardInterrupt
-    keep_figures(tracker, run_id, folder.figures, say)
+        evaluator = evaluator_of(experiment, folder, facts, measures, tracker, run_id, say)
+        with evaluator or contextlib.nullcontext():
+            images_seen = _train(experiment, tracker, run_id, folder, on_event, say)
+            evaluated = None if evaluator is None else evaluator.finish()
+        keep_figures(tracker, run_id, folder.figures, say)
+        if evaluated is not None:
+            evaluated.check()
     return FitResult(
         folder=folder.root,
         run_id=run_id,
-        images_seen=outcome["images_seen"],
+        images_seen=images_seen,
         seconds=time.monotonic() - started,
+        evaluated=evaluated,
     )
+
+
+def _train(
+    experiment: Experiment,
+    tracker: Tracker,
+    run_id: str,
+    folder: RunFolder,
+    on_event: OnEvent,
+    say: Say | None,
+) -> int:
+    """The workers' part, and how the tracker's run ends: images seen when the budget is used up.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped before that.
+    """
+    manifest = config.manifest_of(experiment)
+    job = Assignment(
+        experiment.model_dump_json(), run_id, tracker.uri, str(folder.root.resolve()), on_event
+    )
+    with tracker.ending(run_id):
+        tracker.log_dataset(run_id, manifest.name, manifest.fingerprint, experiment.data.path)
+        tracker.log_artifact(run_id, folder.config)
+        try:
+            with Follower(folder.spool, experiment.training.images, say):
+                outcome = run_workers(run_worker, job.as_dict(), experiment.cluster, folder, say)
+        finally:
+            collect(tracker, run_id, folder, say)
+        if not outcome["finished"]:
+            # Leaves the block as an interruption, so that the tracker says KILLED.
+            raise KeyboardInterrupt
+    return int(outcome["images_seen"])

@@ -11,8 +11,10 @@ from fleetstep.errors import ResourceError
 _GRAIN = 10_000
 
 
-def _placeable(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
-    """How many actors fit on the empty machines: an actor cannot be split over two."""
+def placeable(nodes: Sequence[Mapping[str, float]], *, cpus: float, gpus: float) -> int:
+    """How many actors of so many CPUs and GPUs fit on machines with these resources when they are
+    empty: an actor cannot be split over two.
+    """
     asked = [
         (key, round(value * _GRAIN)) for key, value in (("CPU", cpus), ("GPU", gpus)) if value > 0
     ]
@@ -43,11 +45,12 @@ def check_placement(
     Raises:
         ResourceError: with the sum asked for, the sum there is, and how many actors fit.
     """
-    fit = _placeable(nodes, cpus, gpus)
+    fit = placeable(nodes, cpus=cpus, gpus=gpus)
     if actors <= fit:
         return
     have = {key: sum(node.get(key, 0.0) for node in nodes) for key in ("CPU", "GPU")}
-    asked = f"{actors} {what} x {cpus:g} CPU = {actors * cpus:g} CPU"
+    asked = f"{actors} {what.removesuffix('s') if actors == 1 else what} x {cpus:g} CPU"
+    asked += f" = {actors * cpus:g} CPU"
     there = f"{have['CPU']:g} CPU"
     if gpus > 0:
         asked += f" and {actors} x {gpus:g} GPU = {actors * gpus:g} GPU"

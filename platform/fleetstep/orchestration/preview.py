@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fleetstep import config
 from fleetstep.config import Experiment
 from fleetstep.errors import ConfigError
+from fleetstep.orchestration.due_snapshots import planned_points
 from fleetstep.orchestration.strategy_notes import process_note, strategy_notes
+from fleetstep.orchestration.sweep_solvers import settings_of
 from fleetstep.spec import span_images
 from fleetstep.training.spec import BatchPlan, Saves, batch_arithmetic, total_steps
 
@@ -45,6 +47,36 @@ class DatasetSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationSize:
+    """What scoring snapshots while the run trains takes.
+
+    Attributes:
+        snapshots: how many are scored.
+        cells: scores of each: solver, NFE and EMA track.
+        calls: network calls on one image, in all.
+    """
+
+    snapshots: int
+    cells: int
+    calls: int
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> EvaluationSize | None:
+        """Worked out from the configuration; None if nothing is scored."""
+        evaluate = experiment.evaluate
+        if evaluate is None:
+            return None
+        settings, _ = settings_of(evaluate.solvers, evaluate.nfe, guidance=(evaluate.guidance,))
+        snapshots = len(planned_points(experiment.training, evaluate))
+        images = snapshots * len(evaluate.ema) * evaluate.samples
+        return cls(
+            snapshots=snapshots,
+            cells=len(settings) * len(evaluate.ema),
+            calls=images * sum(setting.nfe or 0 for setting in settings),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingPreview:
     """The numbers of a job before it starts.
 
@@ -54,6 +86,7 @@ class TrainingPreview:
         steps: optimiser steps in all.
         checkpoints, snapshots: how many of each the run will write.
         grid_calls: network calls spent on sample grids.
+        evaluation: scores of snapshots while it trains; None without.
         notes: what a user should know about the process and the chosen strategies.
     """
 
@@ -64,6 +97,7 @@ class TrainingPreview:
     checkpoints: int
     snapshots: int
     grid_calls: int
+    evaluation: EvaluationSize | None
     notes: tuple[str, ...]
 
     def summary(self) -> str:
@@ -84,9 +118,21 @@ class TrainingPreview:
             self._data_line(),
             f"  {self.checkpoints} checkpoint(s), {self.snapshots} snapshot(s), "
             f"{self.grid_calls} network calls for grids",
+            *self._evaluation_lines(),
         ]
         published = (f"  published: {entry.text}" for entry in self.experiment.published)
         return "\n".join([*lines, *(f"  {note}" for note in self.notes), *published])
+
+    def _evaluation_lines(self) -> Iterator[str]:
+        evaluate, size = self.experiment.evaluate, self.evaluation
+        if evaluate is None or size is None:
+            return
+        pool = evaluate.pool
+        yield (
+            f"  {size.snapshots} snapshot(s) x {size.cells} cell(s) scored while it trains, with "
+            f"{evaluate.samples:,} images each: {size.calls:,} network calls by at most "
+            f"{pool.max} actor(s) beside the workers"
+        )
 
     def _data_line(self) -> str:
         data, dataset = self.experiment.data, self.dataset
@@ -121,6 +167,7 @@ class TrainingPreview:
             "checkpoints": self.checkpoints,
             "snapshots": self.snapshots,
             "grid_calls": self.grid_calls,
+            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
             "notes": list(self.notes),
         }
 
@@ -143,6 +190,7 @@ def preview_training(experiment: Experiment) -> TrainingPreview:
         checkpoints=len(saves.checkpoints()),
         snapshots=snapshots,
         grid_calls=snapshots * experiment.grid.samples * experiment.grid.nfe,
+        evaluation=EvaluationSize.of(experiment),
         notes=(process_note(experiment.process), *strategy_notes(experiment), *_notes(experiment)),
     )
 

@@ -1,4 +1,4 @@
-"""A sweep: snapshots x solvers x NFE, sampled and measured by a pool of actors, then scored.
+"""A sweep: networks x solvers x NFE, sampled and measured by a pool of actors, then scored.
 
 The scores are the same bits for one actor or many, in any order, after a kill and after a resume:
 image i depends on seed i alone (sampling/generate.py), sums are exact integers
@@ -7,66 +7,64 @@ image i depends on seed i alone (sampling/generate.py), sums are exact integers
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fleetstep.config import SweepSpec
 from fleetstep.durable import write_json
-from fleetstep.evaluation.features import load_extractor
-from fleetstep.orchestration.cell_scores import (
-    CellScore,
-    close_reference,
-    load_reference,
-    score_cell,
+from fleetstep.evaluation.minimum import Minimum
+from fleetstep.orchestration.cell_scores import CellScore, score_cell
+from fleetstep.orchestration.cells import Cell, folder
+from fleetstep.orchestration.finished_units import Progress
+from fleetstep.orchestration.live_scores import Standing
+from fleetstep.orchestration.measures import (
+    References,
+    check_reference,
+    is_finished,
+    measures_of,
 )
 from fleetstep.orchestration.pool import Notice, run_units
-from fleetstep.orchestration.snapshots import find_snapshots, reference_of
+from fleetstep.orchestration.pool_actors import Cluster
+from fleetstep.orchestration.screening import Screened
+from fleetstep.orchestration.session import connect
+from fleetstep.orchestration.snapshots import find_snapshots, reference_of, track_of
+from fleetstep.orchestration.sweep_file import SweepFiles, minima_of, write_scores
 from fleetstep.orchestration.sweep_plan import (
-    ReferenceSet,
+    Rules,
+    Subject,
     SweepPlan,
-    Unit,
-    folder,
-    network_calls,
     plan_sweep,
     refuse_latents,
 )
-from fleetstep.orchestration.sweep_worker import UnitSummary, build_worker
-from fleetstep.orchestration.units import Fault, no_fault, read_unit
+from fleetstep.orchestration.sweep_run import SweepRun
+from fleetstep.orchestration.sweep_solvers import Setting, settings_of
+from fleetstep.orchestration.sweep_worker import build_worker
+from fleetstep.orchestration.units import Fault, no_fault
 from fleetstep.sampling.spec import AmedSpec, SolverSpec, check_predictor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a sweep is.
+class SweepResult:
+    """What a sweep measured, and the file that says so.
 
     Args:
-        units_done, units: of the plan, those found finished included.
-        calls_done, calls: network calls on one image, likewise, as `network_calls` counts them.
-        seconds: since this sweep was started.
-        calls_per_s: of this start alone; 0 until one unit is done.
-        eta_s: seconds left at that rate; None while it is not known.
+        plan: without the cells that screening dropped.
+        scores: in the order of its cells and seed blocks.
+        path: of scores.json.
+        dropped: cells that screening left out, and why.
+        minima: lowest values over seed blocks.
+        page: of the sweep, where one was written.
     """
-
-    units_done: int
-    units: int
-    calls_done: int
-    calls: int
-    seconds: float
-    calls_per_s: float
-    eta_s: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepResult:
-    """What a sweep measured, and the file that says so."""
 
     plan: SweepPlan
     scores: tuple[CellScore, ...]
     path: Path
+    dropped: tuple[Screened, ...] = ()
+    minima: Mapping[Cell, tuple[Minimum, ...]] = field(default_factory=dict)
+    page: Path | None = None
 
     @property
     def calls_counted(self) -> float:
@@ -80,15 +78,25 @@ class SweepResult:
 
     def _sampled(self) -> Iterable[CellScore]:
         """One score for each cell whose samples were drawn: runs of equal weights share them."""
-        return {score.cell.key: score for score in self.scores}.values()
+        return {(score.cell.key, score.seed_block): score for score in self.scores}.values()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listener:
-    """Who is told what while a sweep runs; each is called in the driver, in order."""
+    """Who is told what while a sweep runs; each is called in the driver, in order.
+
+    Args:
+        progress: after every unit.
+        notice: of actors.
+        standings: of all cells, now and then.
+        dropped: of the cells that screening leaves out, once.
+        score: of each score at the end.
+    """
 
     progress: Callable[[Progress], None] = lambda progress: None
     notice: Callable[[Notice], None] = lambda notice: None
+    standings: Callable[[Sequence[Standing]], None] = lambda standings: None
+    dropped: Callable[[Sequence[Screened]], None] = lambda dropped: None
     score: Callable[[CellScore], None] = lambda score: None
 
 
@@ -96,31 +104,55 @@ def plan(spec: SweepSpec) -> SweepPlan:
     """What the sweep will do and what is already done; reads files, starts nothing.
 
     Raises:
-        UsageError: nothing of the grid can be run, or the number of samples makes no whole blocks.
+        UsageError: nothing of the grid can be run, the number of samples makes no whole blocks,
+            or a file of statistics cannot serve.
         SamplingError: a predictor is missing, damaged or changed.
         CheckpointError: a snapshot is missing, damaged, or has no such EMA track.
         DataError: a run's dataset is missing or is not the one it was trained on.
-        ExtractorError: the extractor's weights are missing or wrong.
+        ExtractorError: an extractor's weights are missing or wrong.
     """
     storage = Path(spec.storage).resolve()
     solvers = tuple(_wherever_read(solver) for solver in spec.solvers)
-    extractor = load_extractor(spec.extractor)
-    found = find_snapshots(spec.runs, which=spec.snapshots, track=spec.ema)
-    refuse_latents(found)
-    snapshots = [(s, reference_of(s, spec.reference_split, extractor)) for s in found]
+    measures = measures_of(spec)
+    check_reference(spec)
+    settings, skipped = settings_of(solvers, spec.nfe, spec.schedules, spec.guidance)
+    screen = spec.screen
     return plan_sweep(
-        snapshots,
-        solvers=solvers,
-        nfe=spec.nfe,
-        samples=spec.samples,
-        track=spec.ema,
-        namespace=spec.namespace,
-        labels=spec.labels,
-        batch=spec.batch,
-        extractor=extractor.digest,
-        dtype=spec.dtype,
-        finished=functools.partial(_is_finished, storage),
+        subjects(spec),
+        settings,
+        skipped,
+        Rules(
+            samples=spec.samples,
+            seed_blocks=spec.seed_blocks,
+            namespace=spec.namespace,
+            labels=spec.labels,
+            batch=spec.batch,
+            dtype=spec.dtype,
+            quantisation=spec.quantisation,
+            teacher=None if screen is None else Setting(screen.teacher, screen.teacher_nfe),
+        ),
+        finished=functools.partial(is_finished, storage, measures),
     )
+
+
+def subjects(spec: SweepSpec) -> list[Subject]:
+    """The networks of a sweep, with their references.
+
+    Raises:
+        UsageError, CheckpointError, DataError: as `plan`.
+    """
+    found: dict[Subject, None] = {}
+    for track in spec.ema:
+        snapshots = find_snapshots(spec.runs, which=spec.snapshots, track=track)
+        refuse_latents(snapshots)
+        for snapshot in snapshots:
+            against = (
+                reference_of(snapshot, spec.reference_split) if spec.reference is None else None
+            )
+            # An exact denoiser has no tracks, and is there once.
+            named = track_of(snapshot, track)
+            found[Subject(snapshot=snapshot, track=named, reference=against)] = None
+    return list(found)
 
 
 def _wherever_read(solver: SolverSpec) -> SolverSpec:
@@ -129,15 +161,9 @@ def _wherever_read(solver: SolverSpec) -> SolverSpec:
     """
     if not isinstance(solver, AmedSpec):
         return solver
-    folder = Path(solver.predictor).resolve()
-    check_predictor(folder)
-    return solver.model_copy(update={"predictor": str(folder)})
-
-
-def _is_finished(storage: Path, unit: Unit) -> bool:
-    if isinstance(unit.source, ReferenceSet) and load_reference(storage, unit.source) is not None:
-        return True
-    return read_unit(unit.path(storage), unit) is not None
+    predictor = Path(solver.predictor).resolve()
+    check_predictor(predictor)
+    return solver.model_copy(update={"predictor": str(predictor)})
 
 
 def sweep(
@@ -146,8 +172,9 @@ def sweep(
     *,
     listener: Listener | None = None,
     fault: Fault = no_fault,
+    cluster: Cluster | None = None,
 ) -> SweepResult:
-    """Run what remains of `work` on the connected Ray, score every cell, write `scores.json`.
+    """Run what remains of `work`, score every cell, write `scores.json`.
 
     Interrupting it loses at most one unit an actor; starting it again goes on from there.
 
@@ -156,6 +183,7 @@ def sweep(
         work: from `plan(spec)`.
         listener: progress, notices of the pool, and scores as they are computed.
         fault: called in the actors at the points of a unit's write; for tests.
+        cluster: in place of Ray; for tests.
 
     Raises:
         ResourceError: the pool cannot be placed.
@@ -163,24 +191,52 @@ def sweep(
     """
     listener = listener or Listener()
     storage = Path(spec.storage).resolve()
-    _describe_cells(storage, work)
-    progress = _Progress(work, listener.progress)
-    run_units(
-        work.remaining,
-        functools.partial(
-            build_worker, storage, spec.extractor, on_gpu=spec.gpus_per_actor > 0, fault=fault
-        ),
-        actors=spec.actors,
-        cpus_per_actor=spec.cpus_per_actor,
-        gpus_per_actor=spec.gpus_per_actor,
-        on_result=progress.finished,
-        on_event=listener.notice,
+    describe_cells(storage, [*work.cells, *work.teacher_of.values()])
+    with SweepRun(
+        spec,
+        work,
+        on_progress=listener.progress,
+        on_standings=listener.standings,
+        on_dropped=listener.dropped,
+    ) as run:
+        _work_off(spec, run, listener, fault, cluster)
+        run.sampled()
+        scores = score(spec, run.work, listener.score)
+        minima = minima_of(scores)
+        run.check_bounds(scores)
+        files = SweepFiles.of(spec)
+        write_scores(files.scores, spec, run.work, scores, dropped=run.dropped, minima=minima)
+    return SweepResult(
+        plan=run.work, scores=scores, path=files.scores, dropped=run.dropped, minima=minima
     )
-    scores = score(spec, work, listener.score)
-    path = storage / "sweeps" / spec.name / "scores.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, _as_json(spec, work, scores))
-    return SweepResult(plan=work, scores=scores, path=path)
+
+
+def _work_off(
+    spec: SweepSpec, run: SweepRun, listener: Listener, fault: Fault, cluster: Cluster | None
+) -> None:
+    """Have every unit done, on Ray unless a cluster is given; where all are there, by nobody."""
+    units = run.units()
+    if not units and run.screened:
+        return
+    with connect(spec.address) if cluster is None else contextlib.nullcontext():
+        run_units(
+            units,
+            functools.partial(
+                build_worker,
+                Path(spec.storage).resolve(),
+                spec.extractors,
+                metrics=spec.metrics,
+                on_gpu=spec.pool.gpus_per_actor > 0,
+                pictures=spec.pictures,
+                fault=fault,
+            ),
+            pool=spec.pool,
+            on_result=run.finished,
+            on_event=listener.notice,
+            on_status=run.pool_changed,
+            feed=None if run.screened else run.feed,
+            cluster=cluster,
+        )
 
 
 def score(
@@ -192,69 +248,23 @@ def score(
         DataError: a unit is missing or damaged.
     """
     storage = Path(spec.storage).resolve()
-    extractor = load_extractor(spec.extractor)
-    references = {ref.key: close_reference(storage, ref) for ref in work.references}
+    measures = measures_of(spec, spec.protocol or "")
+    references = References(storage, spec.reference)
     scores = []
     for cell in work.cells:
-        against = references[work.reference_of[cell].key]
-        scores.append(score_cell(storage, cell, work.samples, against, extractor))
-        on_score(scores[-1])
+        against = [(m, references.of(work.reference_of.get(cell), m.space)) for m in measures]
+        for seed_block in range(work.seed_blocks):
+            units = work.units_of(cell, seed_block)
+            found = score_cell(storage, cell, units, work.blocks, against, seed_block=seed_block)
+            scores.append(found)
+            on_score(found)
     return tuple(scores)
 
 
-class _Progress:
-    """Counts finished units and passes rate and time left on."""
-
-    def __init__(self, work: SweepPlan, listen: Callable[[Progress], None]) -> None:
-        self._work, self._listen = work, listen
-        self._units = len(work.finished)
-        self._found = network_calls(work.finished)
-        self._calls = 0
-        self._started = time.monotonic()
-
-    def finished(self, unit: Unit, summary: UnitSummary) -> None:
-        self._units += 1
-        self._calls += network_calls([unit])
-        seconds = time.monotonic() - self._started
-        rate = self._calls / seconds if seconds > 0 else 0.0
-        left = self._work.network_calls - self._found - self._calls
-        self._listen(
-            Progress(
-                units_done=self._units,
-                units=len(self._work.units),
-                calls_done=self._found + self._calls,
-                calls=self._work.network_calls,
-                seconds=seconds,
-                calls_per_s=rate,
-                eta_s=left / rate if rate > 0 else None,
-            )
-        )
-
-
-def _describe_cells(storage: Path, work: SweepPlan) -> None:
+def describe_cells(storage: Path, cells: Iterable[Cell]) -> None:
     """A folder named by a hash says in words what it holds."""
-    for cell in work.cells:
+    for cell in dict.fromkeys(cells):
         path = folder(storage, cell) / "cell.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_json(path, cell.identity)
-
-
-def _as_json(spec: SweepSpec, work: SweepPlan, scores: tuple[CellScore, ...]) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "sweep": spec.model_dump(mode="json", exclude={"tracking", "address"}),
-        "skipped": [
-            {"solver": pair.solver, "nfe": pair.nfe, "reason": pair.reason}
-            for pair in work.skipped
-        ],
-        "cells": [
-            {
-                "key": score.cell.key,
-                "moments_sha256": score.moments_sha256,
-                "calls_made": score.calls_made,
-                "scores": [record.to_dict() for record in score.records],
-            }
-            for score in scores
-        ],
-    }

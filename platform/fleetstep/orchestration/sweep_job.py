@@ -1,66 +1,79 @@
-"""`fleetstep sweep`: a sweep on the configured cluster, with its progress printed and its scores
-in the tracker.
-
-Every cell becomes a run nested under the training run whose snapshot it scores, so that the tree
-reads experiment > run > cell; a cell scored again goes on in its own run instead of making a
-second one.
+"""`fleetstep sweep`: a sweep on the configured cluster, with its cost and progress printed, its
+scores in the tracker and on a page.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
 
 from fleetstep.config import SweepSpec, resolve_secrets
+from fleetstep.errors import FleetstepError
 from fleetstep.orchestration import sweep as sweeping
-from fleetstep.orchestration.cell_scores import CellScore
+from fleetstep.orchestration.cells import SnapshotRef
 from fleetstep.orchestration.figures import keep_figures
+from fleetstep.orchestration.finished_units import Progress
 from fleetstep.orchestration.history import score_of
+from fleetstep.orchestration.live_scores import Standing
+from fleetstep.orchestration.live_table import live_table, minima_lines
 from fleetstep.orchestration.pool import Notice
-from fleetstep.orchestration.run_folder import RunCard, RunFolder
+from fleetstep.orchestration.run_folder import RunFolder
+from fleetstep.orchestration.screening import Screened
 from fleetstep.orchestration.session import connect
-from fleetstep.orchestration.sweep import Listener, Progress, SweepResult
-from fleetstep.orchestration.sweep_plan import Cell, SweepPlan
-from fleetstep.orchestration.sweep_solvers import solver_text
+from fleetstep.orchestration.sweep import Listener, SweepResult
+from fleetstep.orchestration.sweep_file import SweepFiles
+from fleetstep.orchestration.sweep_plan import SweepPlan
+from fleetstep.orchestration.sweep_preview import preview_plan
+from fleetstep.orchestration.sweep_records import parent_of, record_score
+from fleetstep.orchestration.sweep_report import write_report
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.tracking_store import default_uri
 from fleetstep.reporting.comparison import compare
 from fleetstep.reporting.records import RunRecord, Score
-from fleetstep.reporting.tables import sweep_table
+from fleetstep.reporting.tables import metrics_table, sweep_table
 
 Say = Callable[[str], None]
-_EVERY_S = 5.0
+Show = Callable[[Table], None]
+
+_EVERY_S, _TABLE_EVERY_S = 5.0, 15.0
 
 
-def run_sweep(spec: SweepSpec, *, say: Say | None = None) -> SweepResult:
+def run_sweep(spec: SweepSpec, *, say: Say | None = None, show: Show | None = None) -> SweepResult:
     """Run the sweep to its end and record every score; finished units are not computed again.
 
     Args:
         spec: the sweep's configuration.
-        say: where progress lines go; None keeps quiet.
+        say: where lines go: the cost before it starts, then progress; None keeps quiet.
+        show: where tables of all cells go while it runs; None shows none.
     """
     plan = sweeping.plan(spec)
     tracker = Tracker(
         tracking_uri(spec.tracking.uri, Path(spec.storage)), spec.tracking.experiment
     )
-    # Whatever it is that a pool reports, a user wants to see it; progress only now and then.
-    listener = Listener(progress=_Throttled(say), notice=lambda notice: _tell(say, notice))
-    with connect(spec.address):
-        result = sweeping.sweep(spec, plan, listener=listener)
-    parents: dict[RunFolder, str | None] = {}
-    for score in result.scores:
-        folder = RunFolder(score.cell.snapshot.path.parents[1])
-        if folder not in parents:
-            parents[folder] = _parent(tracker, folder, say)
-        _record(tracker, plan, score, parents[folder])
-    for folder, run_id in parents.items():
-        if run_id is not None:
-            keep_figures(tracker, run_id, folder.figures, say)
-    return result
+    screen = _Screen(say or (lambda line: None), show)
+    listener = Listener(
+        progress=screen.progress,
+        notice=screen.notice,
+        standings=screen.standings,
+        dropped=screen.dropped,
+    )
+    with _machines_to_measure_on(spec, plan):
+        if say is not None:
+            say(preview_plan(spec, plan).summary())
+        try:
+            result = sweeping.sweep(spec, plan, listener=listener)
+        except KeyboardInterrupt:
+            screen.interrupted()
+            raise
+    page = _page(spec, say)
+    _record(tracker, spec, result, page, say)
+    return replace(result, page=page)
 
 
 def tracking_uri(configured: str | None, storage: Path) -> str:
@@ -68,97 +81,131 @@ def tracking_uri(configured: str | None, storage: Path) -> str:
     return resolve_secrets(configured) if configured is not None else default_uri(storage)
 
 
-def _record(tracker: Tracker, plan: SweepPlan, score: CellScore, parent: str | None) -> None:
-    cell = score.cell
-    measured = {
-        "samples": str(plan.samples),
-        "reference": plan.reference_of[cell].key,
-    }
-    place = {
-        "fleetstep.cell": cell.key,
-        # Runs with equal weights, such as two before their first step, share cells.
-        "fleetstep.run": cell.snapshot.run,
-        # More samples, or another reference, is another score of the same cell.
-        **{f"fleetstep.{key}": value for key, value in measured.items()},
-    }
-    run_id = tracker.start_run(
-        f"{solver_text(cell.solver)} nfe={cell.nfe or 'adaptive'} @ {cell.snapshot.images_seen}",
-        _params(cell) | measured,
-        tags={**place, "fleetstep.kind": "cell"},
-        parent_run_id=parent,
-        run_id=tracker.find_run(place),
-    )
-    with tracker.ending(run_id):
-        tracker.log_dict(run_id, [record.to_dict() for record in score.records], "scores.json")
-        metrics = {f"eval/{record.metric}": record.value for record in score.records}
-        # What publications call FID is the plain value.
-        metrics |= {
-            f"eval/{record.metric.removesuffix('.unbiased')}": record.raw
-            for record in score.records
-            if record.metric.startswith("fid")
-        }
-        tracker.log_metrics(run_id, cell.snapshot.images_seen, metrics)
+def _machines_to_measure_on(
+    spec: SweepSpec, plan: SweepPlan
+) -> contextlib.AbstractContextManager[None]:
+    """Speed on a GPU is measured by the cluster's actors; on a CPU before there are any."""
+    if plan.remaining and spec.pool.gpus_per_actor:
+        return connect(spec.address)
+    return contextlib.nullcontext()
 
 
-def _parent(tracker: Tracker, folder: RunFolder, say: Say | None) -> str | None:
-    """The training run of a folder, if this tracker's experiment holds it.
-
-    A run nested under one that is not there would be found by nobody.
-    """
-    card = RunCard.read(folder.card)
-    if card is not None and card.experiment == tracker.experiment and tracker.has_run(card.run_id):
-        return card.run_id
-    if say is not None:
-        say(
-            f"  the training run of {folder.root} is not in experiment {tracker.experiment!r} of "
-            "this tracker, so its scores stand alone there and `compare` does not find them; "
-            "set tracking.uri and tracking.experiment as they were for training"
+def _record(
+    tracker: Tracker, spec: SweepSpec, result: SweepResult, page: Path | None, say: Say | None
+) -> None:
+    """Scores, the training runs' figures, and the sweep's page."""
+    parents: dict[str, str | None] = {}
+    folders: dict[str, RunFolder] = {}
+    for score in result.scores:
+        cell = score.cell
+        place = _home(cell.snapshot)
+        if place not in parents:
+            parents[place] = parent_of(tracker, cell.snapshot, say)
+            if cell.snapshot.kind == "snapshot":
+                folders[place] = RunFolder(Path(place))
+        reference = result.plan.reference_of.get(cell)
+        record_score(
+            tracker,
+            score,
+            reference=score.records[0].reference_sha256 if reference is None else reference.key,
+            parent=parents[place],
+            minima=result.minima.get(cell, ()) if score.seed_block == 0 else (),
         )
-    return None
+    for place, run_id in parents.items():
+        if run_id is not None and place in folders:
+            keep_figures(tracker, run_id, folders[place].figures, say)
+        if run_id is not None and page is not None:
+            tracker.log_artifact(run_id, page, f"sweeps/{spec.name}")
 
 
-def _params(cell: Cell) -> dict[str, str]:
-    identity = {key: value for key, value in cell.identity.items() if key != "format"}
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in identity.items()
-    }
+def _home(snapshot: SnapshotRef) -> str:
+    """What scores are nested under: a run's folder, or an exact denoiser."""
+    return snapshot.digest if snapshot.kind == "exact" else str(snapshot.path.parents[1])
 
 
-class _Throttled:
-    """Prints a progress line every few seconds and at the end."""
+def _page(spec: SweepSpec, say: Say | None) -> Path | None:
+    """The sweep's page: what was measured is worth more than its pictures."""
+    files = SweepFiles.of(spec)
+    try:
+        record = json.loads(files.scores.read_text(encoding="utf-8"))
+        return write_report(record, Path(spec.storage).resolve(), files.report)
+    except (FleetstepError, OSError) as error:
+        if say is not None:
+            say(f"  the page of the sweep was not written: {error}")
+        return None
 
-    def __init__(self, say: Say | None) -> None:
-        self._say, self._last = say, 0.0
 
-    def __call__(self, progress: Progress) -> None:
+class _Screen:
+    """What a user sees while a sweep runs."""
+
+    def __init__(self, say: Say, show: Show | None) -> None:
+        self._say, self._show = say, show
+        self._last_line = self._last_table = 0.0
+        self._progress: Progress | None = None
+        self._standings: Sequence[Standing] = ()
+        self._dropped: Sequence[Screened] = ()
+
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
         done = progress.units_done == progress.units
-        if self._say is None or (not done and time.monotonic() - self._last < _EVERY_S):
+        if not done and time.monotonic() - self._last_line < _EVERY_S:
             return
-        self._last = time.monotonic()
+        self._last_line = time.monotonic()
         left = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s left"
         self._say(
             f"  {progress.units_done}/{progress.units} units, {progress.calls_done:,} of "
-            f"{progress.calls:,} network calls, "
-            f"{progress.calls_per_s:,.0f}/s{left}"
+            f"{progress.calls:,} network calls, {progress.calls_per_s:,.0f}/s{left}"
+        )
+
+    def notice(self, notice: Notice) -> None:
+        self._say(f"  {notice}")
+
+    def standings(self, standings: Sequence[Standing]) -> None:
+        self._standings = standings
+        if self._show is None or time.monotonic() - self._last_table < _TABLE_EVERY_S:
+            return
+        self._last_table = time.monotonic()
+        self._show(live_table(standings, self._dropped))
+
+    def dropped(self, dropped: Sequence[Screened]) -> None:
+        self._dropped = dropped
+        for one in dropped:
+            self._say(f"  left out: {one.cell}: {one.reason}")
+        self._say(f"  screened: {len(dropped)} cells are left out")
+
+    def interrupted(self) -> None:
+        """The last table and the last words of an interrupted sweep."""
+        if self._show is not None and self._standings:
+            self._show(live_table(self._standings, self._dropped))
+        progress = self._progress
+        if progress is None:
+            self._say("interrupted before a unit was done; the same command starts it again")
+            return
+        left = progress.units - progress.units_done
+        self._say(
+            f"interrupted: {left} of {progress.units} units are left; the same command goes on "
+            "there, and scores.json holds what is known so far"
         )
 
 
-def _tell(say: Say | None, notice: Notice) -> None:
-    if say is not None:
-        say(f"  {notice}")
-
-
-def cost_text(result: SweepResult) -> str:
-    """The sweep's network calls on one image, by NFE and as made."""
-    return (
+def closing_lines(result: SweepResult) -> list[str]:
+    """What is said below the tables: what was left out, minima, cost, and where it all is."""
+    fid = any(r.metric.startswith("fid") for score in result.scores for r in score.records)
+    return [
+        *(f"left out: {one.cell}: {one.reason}" for one in result.dropped),
+        *minima_lines(result.minima),
+        *([] if fid else ["FID not run: these features give no number that is called FID"]),
         f"network calls on one image: {result.calls_counted:,.0f} by NFE, "
-        f"{result.calls_made:,.0f} made (a first call is shared where it can be)"
-    )
+        f"{result.calls_made:,.0f} made (a first call is shared where it can be)",
+        f"scores: {result.path}",
+        *([] if result.page is None else [f"page: {result.page}"]),
+    ]
 
 
 def tables(result: SweepResult) -> list[Table]:
-    """A table for every protocol of the sweep: solver x NFE against runs."""
+    """Solver x NFE against runs in the headline metric, for every reference and seed block; then
+    all metrics of the same images.
+    """
     by_run: dict[str, list[Score]] = {}
     for score in result.scores:
         for record in score.records:
@@ -167,4 +214,6 @@ def tables(result: SweepResult) -> list[Table]:
         RunRecord(name=name, run_id=name, status="FINISHED", scores=tuple(scores))
         for name, scores in by_run.items()
     ]
-    return [sweep_table(found) for found in compare(runs, runs[0].name).sweeps]
+    groups = compare(runs, runs[0].name).by_samples
+    found = [sweep_table(group[0]) for group in groups]
+    return found + [metrics_table(group) for group in groups if len(group) > 1]

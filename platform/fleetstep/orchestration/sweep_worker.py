@@ -9,7 +9,7 @@ import functools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fleetstep.evaluation.features import Extractor, load_extractor
-from fleetstep.evaluation.spec import ExtractorSpec
+from fleetstep.evaluation.features import Extractor
+from fleetstep.evaluation.spec import ExtractorSpec, MetricKind
 from fleetstep.exactness import exact_on_cuda
+from fleetstep.orchestration.cells import (
+    Cell,
+    FeatureSpace,
+    ReferenceSet,
+    SnapshotRef,
+    Unit,
+    space_of,
+)
+from fleetstep.orchestration.measures import classifies, extractors_of
+from fleetstep.orchestration.pictures import read_pictures, write_pictures
 from fleetstep.orchestration.snapshots import load_denoiser, reference_images
-from fleetstep.orchestration.sweep_plan import Cell, ReferenceSet, SnapshotRef, Unit
 from fleetstep.orchestration.units import (
     Fault,
     UnitResult,
@@ -34,6 +43,7 @@ from fleetstep.orchestration.units import (
 from fleetstep.sampling.denoiser import Denoiser
 from fleetstep.sampling.first_calls import FirstCalls
 from fleetstep.sampling.generate import generate
+from fleetstep.sampling.spec import GuidanceSpec
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -44,17 +54,17 @@ first calls of at most `FIRST_CALLS_BYTES` beside it."""
 
 @dataclass(frozen=True)
 class UnitSummary:
-    """What an actor tells the driver: the result itself is in the file.
+    """What an actor tells the driver: the results themselves are in files.
 
     Args:
-        digest: SHA-256 of the features.
+        digests: SHA-256 of the features in each space, in the sweep's order.
         nfe: network calls per image, counted; the mean over batches for an adaptive solver.
         calls_made: those that were made: fewer where cells share their first call.
-        seconds: time the work took; 0 when the file was there already.
+        seconds: time the work took; 0 when the files were there already.
         pid: the actor's process.
     """
 
-    digest: str
+    digests: tuple[str, ...]
     nfe: float
     calls_made: float
     seconds: float
@@ -63,65 +73,116 @@ class UnitSummary:
 
 class _Network:
     """A denoiser and the first calls made with it, of one namespace and rule of labels at a time:
-    the cells of a sweep agree on both.
+    the cells of a sweep agree on both. Each guidance has calls of its own.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
-        self._first_calls: tuple[tuple[int, str], FirstCalls] | None = None
+        self._start: tuple[int, str] | None = None
+        self._first_calls: dict[GuidanceSpec | None, FirstCalls] = {}
 
     def first_calls_of(self, cell: Cell) -> FirstCalls:
         start = (cell.namespace, cell.labels)
-        if self._first_calls is None or self._first_calls[0] != start:
-            self._first_calls = (start, FirstCalls())
-        return self._first_calls[1]
+        if self._start != start:
+            self._start, self._first_calls = start, {}
+        return self._first_calls.setdefault(cell.guidance, FirstCalls())
 
 
 class SweepWorker:
-    """Runs units; holds the extractor and the networks it has met.
+    """Runs units; holds the extractors and the networks it has met.
 
     Args:
         storage: root of the results, shared by all actors.
-        extractor: images to features.
+        extractors: images to features; one pass of images feeds all.
         denoiser_of: loads the denoiser of a snapshot's EMA track, in evaluation mode.
         images_of: uint8 NCHW images first ... first+count-1 of a reference set.
         device: where networks run.
+        pictures: first images of every cell that are kept.
+        classified: names of the extractors whose class probabilities are wanted.
         fault: told of the points of a write.
     """
 
     def __init__(
         self,
         storage: Path,
-        extractor: Extractor,
+        extractors: Sequence[Extractor],
         denoiser_of: Callable[[SnapshotRef, str], Denoiser],
         images_of: Callable[[ReferenceSet, int, int], UInt8],
         *,
         device: torch.device,
+        pictures: int = 0,
+        classified: Collection[str] = (),
         fault: Fault = no_fault,
     ) -> None:
-        self._storage, self._extractor = storage, extractor
+        self._storage = storage
+        self._classified = frozenset(classified)
+        self._extractors = [(space_of(extractor), extractor) for extractor in extractors]
         self._denoiser_of, self._images_of = denoiser_of, images_of
-        self._device, self._fault = device, fault
+        self._device, self._pictures, self._fault = device, pictures, fault
         self._networks: OrderedDict[tuple[str, str], _Network] = OrderedDict()
 
     def run(self, unit: Unit) -> UnitSummary:
-        """Do the unit unless its file is there; the file is whole when this returns."""
-        path = unit.path(self._storage)
-        if (found := read_unit(path, unit)) is not None:
-            return UnitSummary(found.digest, found.nfe, found.calls_made, 0.0, os.getpid())
+        """Do the unit but for what is there; its files are whole when this returns."""
         started = time.perf_counter()
+        found = {
+            space: self._found(unit, space, extractor) for space, extractor in self._extractors
+        }
+        results = [result for result in found.values() if result is not None]
+        if len(results) == len(self._extractors) and not self._wants_pictures(unit):
+            return self._summary(unit, results, 0.0)
         images, nfe, calls_made = self._images(unit)
-        features = self._extractor(images)
+        self._keep_pictures(unit, images)
+        for space, extractor in self._extractors:
+            if found[space] is None:
+                found[space] = self._measure(
+                    unit, space, extractor, images, nfe, calls_made, started
+                )
+        results = [result for result in found.values() if result is not None]
+        return self._summary(unit, results, time.perf_counter() - started)
+
+    def _found(self, unit: Unit, space: FeatureSpace, extractor: Extractor) -> UnitResult | None:
+        """A sound result, unless it lacks class probabilities that are wanted."""
+        result = read_unit(self._storage, unit, space)
+        if extractor.name in self._classified and result is not None:
+            return result if result.probabilities is not None else None
+        return result
+
+    def _measure(
+        self,
+        unit: Unit,
+        space: FeatureSpace,
+        extractor: Extractor,
+        images: UInt8,
+        nfe: float,
+        calls_made: float,
+        started: float,
+    ) -> UnitResult:
+        extracted = extractor(images)
         result = UnitResult(
-            features,
-            digest_of(features),
+            extracted.features,
+            extracted.probabilities,
+            digest_of(extracted.features, extracted.probabilities),
             nfe,
             calls_made,
             time.perf_counter() - started,
             this_hardware(self._device),
         )
-        write_unit(path, unit, result, self._fault)
-        return UnitSummary(result.digest, nfe, calls_made, result.seconds, os.getpid())
+        write_unit(self._storage, unit, space, result, self._fault)
+        return result
+
+    def _summary(self, unit: Unit, results: Sequence[UnitResult], seconds: float) -> UnitSummary:
+        digests = tuple(result.digest for result in results)
+        return UnitSummary(digests, results[0].nfe, results[0].calls_made, seconds, os.getpid())
+
+    def _wants_pictures(self, unit: Unit) -> bool:
+        if not isinstance(unit.source, Cell) or unit.index > 0 or not self._pictures:
+            return False
+        kept = read_pictures(self._storage, unit.source)
+        return kept is None or len(kept) < min(self._pictures, unit.count)
+
+    def _keep_pictures(self, unit: Unit, images: UInt8) -> None:
+        if isinstance(unit.source, Cell) and self._wants_pictures(unit):
+            write_pictures(self._storage, unit.source, images[: self._pictures])
 
     def _images(self, unit: Unit) -> tuple[UInt8, float, float]:
         """The unit's images, the network calls that each of them counts, and those made."""
@@ -134,6 +195,7 @@ class SweepWorker:
                     network.denoiser,
                     cell.solver,
                     cell.nfe,
+                    guidance=cell.guidance,
                     namespace=cell.namespace,
                     first=unit.first,
                     count=unit.count,
@@ -142,6 +204,7 @@ class SweepWorker:
                     batch=cell.batch,
                     labels=cell.labels,
                     dtype=cell.dtype,
+                    quantisation=cell.quantisation,
                     first_calls=network.first_calls_of(cell),
                 )
                 return generated.images, generated.nfe, generated.calls_made
@@ -157,20 +220,39 @@ class SweepWorker:
 
 
 def build_worker(
-    storage: Path, extractor: ExtractorSpec, *, on_gpu: bool = False, fault: Fault = no_fault
+    storage: Path,
+    specs: Sequence[ExtractorSpec],
+    *,
+    metrics: Collection[MetricKind] = (),
+    on_gpu: bool = False,
+    pictures: int = 0,
+    fault: Fault = no_fault,
 ) -> SweepWorker:
     """The worker of an actor, from what can be pickled.
 
+    Args:
+        storage, pictures, fault: see `SweepWorker`.
+        specs: the extractors.
+        metrics: what will be measured: some need class probabilities.
+        on_gpu: whether networks run on a GPU.
+
     Raises:
-        ExtractorError: the extractor's weights are missing or wrong on this machine.
+        ExtractorError: an extractor's weights are missing or wrong on this machine.
     """
     device = torch.device("cuda" if on_gpu else "cpu")
     exact_on_cuda(device)
+    extractors = extractors_of(specs, metrics, str(device))
     return SweepWorker(
         storage,
-        load_extractor(extractor, str(device)),
+        extractors,
         functools.partial(load_denoiser, device=device),
         reference_images,
         device=device,
+        pictures=pictures,
+        classified=[
+            extractor.name
+            for spec, extractor in zip(specs, extractors, strict=True)
+            if classifies(spec, metrics)
+        ],
         fault=fault,
     )

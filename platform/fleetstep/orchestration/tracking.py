@@ -141,7 +141,8 @@ class Tracker:
             raise
 
     def log_metrics(self, run_id: str, images_seen: int, metrics: Mapping[str, float]) -> None:
-        """Record values of the driver's own, such as scores; repeated points are dropped.
+        """Record values of the driver's own, such as scores; repeated points are dropped, and late
+        ones, below a curve's last, are not.
 
         For single values: it asks the tracker what it has. Training logs through `MetricLogger`.
         """
@@ -153,7 +154,7 @@ class Tracker:
             fresh = [
                 Metric(key, value, now, images_seen)
                 for key, value in keys.items()
-                if images_seen > self._last(run_id, key)
+                if images_seen not in self._logged(run_id, key)
             ]
             if fresh:
                 self._client.log_batch(run_id, fresh, synchronous=True)
@@ -251,8 +252,8 @@ class Tracker:
             )
         return run
 
-    def _last(self, run_id: str, key: str) -> int:
-        return max((p.step for p in self._client.get_metric_history(run_id, key)), default=-1)
+    def _logged(self, run_id: str, key: str) -> set[int]:
+        return {point.step for point in self._client.get_metric_history(run_id, key)}
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param

@@ -1,10 +1,11 @@
-"""The file of one finished unit: the features of its images, and what they were made on.
+"""The files of one finished unit: the features of its images, and what they were made on.
 
 Features are kept rather than sums: 100 rows are smaller than their second moments for any
 extractor of 100 or more features, the integer moments of evaluation/moments.py follow from them
-exactly, and a metric that is added later needs no new sampling.
+exactly, and a metric that is added later needs no new sampling. Each feature space has a file of
+its own.
 
-Legend: n rows, D features.
+Legend: n rows, D features, K classes of the extractor.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fleetstep.durable import sync
-from fleetstep.orchestration.sweep_plan import Unit
+from fleetstep.orchestration.cells import FeatureSpace, Unit
 
 Float32 = npt.NDArray[np.float32]
 
@@ -59,7 +60,8 @@ class UnitResult:
 
     Args:
         features: float32 [n, D], row i of id first + i.
-        digest: SHA-256 of the features.
+        probabilities: of the extractor's classes, float32 [n, K]; None where it has none.
+        digest: SHA-256 of the features and probabilities.
         nfe: network calls per image, counted; 0 for a reference set, the mean over batches for an
             adaptive solver.
         calls_made: those that were made: fewer where cells share their first call.
@@ -68,6 +70,7 @@ class UnitResult:
     """
 
     features: Float32
+    probabilities: Float32 | None
     digest: str
     nfe: float
     calls_made: float
@@ -75,10 +78,14 @@ class UnitResult:
     hardware: Hardware
 
 
-def digest_of(features: Float32) -> str:
-    """SHA-256 over shape and little-endian values."""
-    values = np.ascontiguousarray(features, "<f4")
-    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+def digest_of(features: Float32, probabilities: Float32 | None = None) -> str:
+    """SHA-256 over shapes and little-endian values."""
+    digest = hashlib.sha256()
+    for array in (features, probabilities):
+        if array is not None:
+            values = np.ascontiguousarray(array, "<f4")
+            digest.update(repr(values.shape).encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def this_hardware(device: torch.device) -> Hardware:
@@ -98,20 +105,26 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_unit(path: Path, unit: Unit, result: UnitResult, fault: Fault = no_fault) -> None:
-    """Put the result at `path`, whole or not at all: a temporary file, synced, then renamed.
+def write_unit(
+    storage: Path, unit: Unit, space: FeatureSpace, result: UnitResult, fault: Fault = no_fault
+) -> None:
+    """Put the result where it belongs, whole or not at all: a temporary file, synced, renamed.
 
     Two writers of one unit write the same features, so it does not matter which rename comes last.
     """
+    path = unit.path(storage, space)
     made = {
         "nfe": result.nfe,
         "calls_made": result.calls_made,
         "seconds": result.seconds,
         "hardware": asdict(result.hardware),
     }
-    metadata = {"unit": _identity(unit), "digest": result.digest, "made": json.dumps(made)}
+    metadata = {"unit": _identity(unit, space), "digest": result.digest, "made": json.dumps(made)}
     metadata["seal"] = _seal(metadata)
-    content = save({"features": np.ascontiguousarray(result.features)}, metadata)
+    arrays = {"features": np.ascontiguousarray(result.features)}
+    if result.probabilities is not None:
+        arrays["probabilities"] = np.ascontiguousarray(result.probabilities)
+    content = save(arrays, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with temporary.open("wb") as file:
@@ -131,36 +144,44 @@ def write_unit(path: Path, unit: Unit, result: UnitResult, fault: Fault = no_fau
         left_by_the_dead.unlink(missing_ok=True)
 
 
-def read_unit(path: Path, unit: Unit) -> UnitResult | None:
-    """The result of `unit` at `path`; None when it is missing, damaged, or another unit's."""
+def read_unit(storage: Path, unit: Unit, space: FeatureSpace) -> UnitResult | None:
+    """The result of `unit`; None when it is missing, damaged, or another unit's."""
+    probabilities: Float32 | None = None
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(unit.path(storage, space), framework="numpy") as file:
             metadata = file.metadata() or {}
             features: Float32 = file.get_tensor("features")
+            if "probabilities" in file.keys():
+                probabilities = file.get_tensor("probabilities")
         made = json.loads(metadata["made"])
         result = UnitResult(
             features,
+            probabilities,
             metadata["digest"],
             made["nfe"],
-            # Older units shared no calls.
-            made.get("calls_made", made["nfe"]),
+            made["calls_made"],
             made["seconds"],
             Hardware(**made["hardware"]),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     sound = (
-        metadata.get("unit") == _identity(unit)
+        metadata.get("unit") == _identity(unit, space)
         and metadata.get("seal") == _seal(metadata)
         and features.dtype == np.float32
         and len(features) == unit.count
-        and digest_of(features) == result.digest
+        and digest_of(features, probabilities) == result.digest
     )
     return result if sound else None
 
 
-def _identity(unit: Unit) -> str:
-    ids = {"source": unit.source.identity, "first": unit.first, "count": unit.count}
+def _identity(unit: Unit, space: FeatureSpace) -> str:
+    ids = {
+        "source": unit.source.identity,
+        "space": asdict(space),
+        "first": unit.first,
+        "count": unit.count,
+    }
     return json.dumps(ids, sort_keys=True)
 
 
