@@ -27,7 +27,6 @@ from fleetstep.orchestration.report import compare_runs
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.sweep import SweepResult
 from fleetstep.orchestration.sweep_job import run_sweep
-from fleetstep.orchestration.sweep_preview import preview_sweep
 
 PRESETS = Path(__file__).parent / "presets"
 UNTRAINED = ("solvers=[{kind: dpmpp, order: 2}]", "nfe=[9]")
@@ -112,7 +111,6 @@ def main() -> None:
                 PRESETS / "digits-sweep.yaml",
                 [*where, f"runs=[{runs}]", *options.set_sweep],
             )
-            print(preview_sweep(spec).summary(), flush=True)
             trained = run_sweep(spec, say=print)
             start = storage / RUNS[0] / "snapshots" / "images-000000000"
             overrides = [
@@ -142,6 +140,8 @@ def main() -> None:
         f"({', '.join(f'{title.split(chr(58))[0]} {s:.0f} s' for title, s in watch.stages)})"
     )
     print(f"page:      {comparison.page}")
+    if trained.page is not None:
+        print(f"sweep:     {trained.page}")
     mlflow = Path(sys.executable).with_name("mlflow")
     print(f"tracker:   {mlflow} server --backend-store-uri {comparison.uri} --host 127.0.0.1")
 

@@ -14,8 +14,9 @@ from fleetstep.config import SweepSpec
 from fleetstep.errors import CheckpointError, ExtractorError, SamplingError, UsageError
 from fleetstep.orchestration import sweep as sweeping
 from fleetstep.orchestration import sweep_preview
-from fleetstep.orchestration.sweep_cost import Speed, cost_of, measure_speed
+from fleetstep.orchestration.sweep_cost import cost_of
 from fleetstep.orchestration.sweep_preview import SweepPreview
+from fleetstep.orchestration.sweep_speed import Speed, measure_speed
 from fleetstep.orchestration.sweep_worker import build_worker
 from small_run import write_small_run
 

@@ -19,7 +19,6 @@ from fleetstep.orchestration import sweep as sweeping
 from fleetstep.orchestration.cells import SnapshotRef
 from fleetstep.orchestration.figures import keep_figures
 from fleetstep.orchestration.finished_units import Progress
-from fleetstep.orchestration.history import score_of
 from fleetstep.orchestration.live_scores import Standing
 from fleetstep.orchestration.live_table import live_table, minima_lines
 from fleetstep.orchestration.pool import Notice
@@ -34,9 +33,6 @@ from fleetstep.orchestration.sweep_records import parent_of, record_score
 from fleetstep.orchestration.sweep_report import write_report
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.tracking_store import default_uri
-from fleetstep.reporting.comparison import compare
-from fleetstep.reporting.records import RunRecord, Score
-from fleetstep.reporting.tables import metrics_table, sweep_table
 
 Say = Callable[[str], None]
 Show = Callable[[Table], None]
@@ -192,6 +188,7 @@ def closing_lines(result: SweepResult) -> list[str]:
     """What is said below the tables: what was left out, minima, cost, and where it all is."""
     fid = any(r.metric.startswith("fid") for score in result.scores for r in score.records)
     return [
+        *answer(_read(result)),
         *(f"left out: {one.cell}: {one.reason}" for one in result.dropped),
         *minima_lines(result.minima),
         *([] if fid else ["FID not run: these features give no number that is called FID"]),
@@ -203,17 +200,9 @@ def closing_lines(result: SweepResult) -> list[str]:
 
 
 def tables(result: SweepResult) -> list[Table]:
-    """Solver x NFE against runs in the headline metric, for every reference and seed block; then
-    all metrics of the same images.
-    """
-    by_run: dict[str, list[Score]] = {}
-    for score in result.scores:
-        for record in score.records:
-            by_run.setdefault(record.run, []).append(score_of(record.to_dict()))
-    runs = [
-        RunRecord(name=name, run_id=name, status="FINISHED", scores=tuple(scores))
-        for name, scores in by_run.items()
-    ]
-    groups = compare(runs, runs[0].name).by_samples
-    found = [sweep_table(group[0]) for group in groups]
-    return found + [metrics_table(group) for group in groups if len(group) > 1]
+    """Every cell with all its metrics."""
+    return [cells_table(_read(result))]
+
+
+def _read(result: SweepResult) -> SweepRecord:
+    return SweepRecord.from_dict(json.loads(result.path.read_text(encoding="utf-8")))

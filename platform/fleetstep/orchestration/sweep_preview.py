@@ -20,7 +20,7 @@ from fleetstep.orchestration import sweep as sweeping
 from fleetstep.orchestration.cells import ADAPTIVE_CALLS, guidance_text
 from fleetstep.orchestration.exact_sources import exact_source
 from fleetstep.orchestration.snapshots import find_snapshots
-from fleetstep.orchestration.sweep_cost import Cost, Speed, cost_of, measure_speed
+from fleetstep.orchestration.sweep_cost import Cost, cost_of
 from fleetstep.orchestration.sweep_plan import SweepPlan, nothing_to_score, refuse_latents
 from fleetstep.orchestration.sweep_solvers import (
     Setting,
@@ -29,6 +29,7 @@ from fleetstep.orchestration.sweep_solvers import (
     settings_of,
     solver_text,
 )
+from fleetstep.orchestration.sweep_speed import Speed, measure_speed
 from fleetstep.sampling.spec import AmedSpec, SolverSpec, check_predictor
 
 SpeedOf = Callable[[SweepSpec, SweepPlan], Speed | str]
