@@ -33,6 +33,8 @@ from fleetstep.orchestration.sweep_records import parent_of, record_score
 from fleetstep.orchestration.sweep_report import write_report
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.tracking_store import default_uri
+from fleetstep.reporting.sweep_record import SweepRecord
+from fleetstep.reporting.sweep_terminal import answer, cells_table
 
 Say = Callable[[str], None]
 Show = Callable[[Table], None]
