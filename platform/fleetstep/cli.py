@@ -620,6 +620,59 @@ def compare(
 
 
 @app.command()
+def reference(
+    data: Annotated[Path, typer.Argument(help="Folder of a packed dataset.")],
+    out: Annotated[Path, typer.Option("--out", help="The .npz to write.")] = Path("reference.npz"),
+    split: Annotated[str, typer.Option(help="Split whose images are measured.")] = "train",
+    extractor: Annotated[
+        str, typer.Option(help="fs-rn20, inception, dinov2, clip, or settings.")
+    ] = "fs-rn20",
+    form: Annotated[
+        Literal["edm", "clean-fid-kid"],
+        typer.Option(
+            help="edm: mean and covariance, which EDM, ADM and clean-fid's FID read; "
+            "clean-fid-kid: features of up to 10,000 images."
+        ),
+    ] = "edm",
+    storage: Annotated[Path, typer.Option(help="Folder of results, shared by all actors.")] = Path(
+        "runs"
+    ),
+    actors: Annotated[int, typer.Option(min=1, help="Most actors.")] = 2,
+    cpus_per_actor: Annotated[float, typer.Option(min=0, help="Ray's CPUs of each.")] = 0.5,
+    gpus_per_actor: Annotated[float, typer.Option(min=0, help="Ray's GPUs of each.")] = 0.0,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster; none starts a local one.", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Write the statistics of a dataset's images, for sweeps elsewhere or other tools.
+
+    [dim]Example: fleetstep reference data/digits --out digits.npz[/dim]
+    """
+    from fleetstep.config import PoolSpec
+    from fleetstep.config.extractor_text import parse_extractor
+
+    spec = parse_extractor(extractor)
+    from fleetstep.orchestration.reference_job import write_reference
+
+    written = write_reference(
+        data,
+        split=split,
+        extractor=spec,
+        form=form,
+        out=out,
+        storage=storage,
+        pool=PoolSpec(max=actors, cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor),
+        address=address,
+        say=None if json_ else print,
+    )
+    _print_json(written) if json_ else print(
+        f"{written['images']:,} images of {written['reference']}, {written['features']} features: "
+        f"{written['path']} (sha256 {written['sha256'][:12]})"
+    )
+
+
+@app.command()
 def doctor(json_: Json = False) -> None:
     """Say what is installed, what is missing, and what Ray sees on this machine.
 

@@ -12,7 +12,7 @@ from fleetstep.orchestration.autoscaling import RayAutoscaler
 from fleetstep.orchestration.cell_scores import CellScore, Measure
 from fleetstep.orchestration.due_snapshots import DueSnapshots
 from fleetstep.orchestration.evaluator import NICENESS, Evaluator, Scoring
-from fleetstep.orchestration.measures import measures_of
+from fleetstep.orchestration.measures import measures_of, wherever_read
 from fleetstep.orchestration.placement import check_placement
 from fleetstep.orchestration.pool import run_units
 from fleetstep.orchestration.pool_status import StatusFile
@@ -110,7 +110,7 @@ def _scoring(
     worker = functools.partial(
         build_worker,
         storage,
-        spec.extractors,
+        wherever_read(spec.extractors),
         metrics=spec.metrics,
         on_gpu=spec.pool.gpus_per_actor > 0,
         pictures=spec.pictures,

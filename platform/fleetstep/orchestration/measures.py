@@ -43,6 +43,20 @@ def extractors_of(
     ]
 
 
+def wherever_read(specs: Sequence[ExtractorSpec]) -> list[ExtractorSpec]:
+    """The same extractors with absolute paths: actors run in folders of their own."""
+    return [
+        spec.model_copy(
+            update={
+                name: str(Path(path).resolve())
+                for name in ("path", "texts")
+                if (path := getattr(spec, name, None)) is not None
+            }
+        )
+        for spec in specs
+    ]
+
+
 def classifies(extractor: ExtractorSpec, metrics: Collection[MetricKind]) -> bool:
     """Whether class probabilities of this extractor are measured."""
     return extractor.probabilities and not NEEDS_PROBABILITIES.isdisjoint(metrics)

@@ -15,6 +15,7 @@ from fleetstep.evaluation.features import load_extractor
 from fleetstep.evaluation.reference_files import Form, Statistics, write_statistics
 from fleetstep.evaluation.spec import ExtractorSpec
 from fleetstep.orchestration.cells import ReferenceSet, Unit, space_of, units_of
+from fleetstep.orchestration.measures import wherever_read
 from fleetstep.orchestration.output_paths import output_file
 from fleetstep.orchestration.pool import run_units
 from fleetstep.orchestration.pool_actors import Cluster
@@ -64,9 +65,9 @@ def write_reference(
     Args:
         data: folder of a packed dataset.
         extractor: the features.
-        form: "edm" holds mean and covariance, as clean-fid's FID statistics do; "clean-fid-kid"
-            the features of up to 10,000 evenly spaced images; "adm" needs spatial features, which
-            no extractor here has, and is refused.
+        form: "edm" holds mean and covariance, which ADM and clean-fid read too; "clean-fid-kid"
+            the features of up to 10,000 evenly spaced images. "adm" would need spatial features,
+            which no extractor here has, and is refused.
         out: an `.npz`.
         storage: root of results, shared by all actors.
         pool, address: who computes, and where.
@@ -121,7 +122,9 @@ def _measured(
     work = functools.partial(
         run_units,
         units,
-        functools.partial(build_worker, storage, (extractor,), on_gpu=pool.gpus_per_actor > 0),
+        functools.partial(
+            build_worker, storage, wherever_read([extractor]), on_gpu=pool.gpus_per_actor > 0
+        ),
         pool=pool,
         on_result=_Rate(len(units), say),
     )

@@ -25,6 +25,7 @@ from fleetstep.orchestration.measures import (
     check_reference,
     is_finished,
     measures_of,
+    wherever_read,
 )
 from fleetstep.orchestration.pool import Notice, run_units
 from fleetstep.orchestration.pool_actors import Cluster
@@ -224,7 +225,7 @@ def _work_off(
             functools.partial(
                 build_worker,
                 Path(spec.storage).resolve(),
-                spec.extractors,
+                wherever_read(spec.extractors),
                 metrics=spec.metrics,
                 on_gpu=spec.pool.gpus_per_actor > 0,
                 pictures=spec.pictures,
