@@ -72,8 +72,8 @@ def _sample(run: Path, folder: Path) -> None:
         ),
         (
             sweep_worker,
-            "load_extractor",
-            lambda _, folder: sweep_worker.build_worker(folder, Rn20Spec(), on_gpu=True),
+            "extractors_of",
+            lambda _, folder: sweep_worker.build_worker(folder, (Rn20Spec(),), on_gpu=True),
         ),
     ],
     ids=["sample", "trajectory", "sweep"],
