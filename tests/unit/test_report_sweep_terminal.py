@@ -30,7 +30,9 @@ def test_every_cell_fits_in_120_columns():
     rows = [line for line in text.splitlines() if " ± " in line]
     assert len(rows) == len(found.entries) == 70
     assert "…" not in text
-    for name in ("network", "solver", "NFE", "FD (fs-rn20)", "KID", "precision", "recall"):
+    for network in found.networks:
+        assert [line.strip() for line in text.splitlines()].count(network) == 1
+    for name in ("solver", "NFE", "FD (fs-rn20)", "KID", "precision", "recall"):
         assert name in text
 
 

@@ -42,7 +42,8 @@ def answer(record: SweepRecord) -> tuple[str, ...]:
 
 
 def cells_table(record: SweepRecord) -> Table:
-    """One row a cell: the headline metric with half its 95 % interval, and the others' values.
+    """One row a cell: the headline metric with half its 95 % interval, and the others' values;
+    each network's rows stand under its name.
 
     Bold: on the Pareto front; green: what to ship. Cells with another number of images than the
     ranked ones say how many.
@@ -57,7 +58,6 @@ def cells_table(record: SweepRecord) -> Table:
         empty.add_row("no cell has enough images for an interval yet")
         return empty
     marks = _marks(record)
-    several = len(record.networks) > 1
     table = Table(
         title=_title(candidates),
         title_justify="left",
@@ -65,21 +65,21 @@ def cells_table(record: SweepRecord) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    if several:
-        table.add_column("network", overflow="fold", max_width=28)
     table.add_column("solver", overflow="fold", max_width=34)
     table.add_column("NFE", justify="right")
     table.add_column(Text(metric_text(protocols[0])), justify="right", no_wrap=True)
     shown = protocols[1 : 1 + _MOST_METRICS]
     for protocol in shown:
         table.add_column(Text(_column(protocol, protocols)), justify="right")
-    previous: object = None
+    previous: tuple[str, ...] = ("",)
     for one in candidates:
         group = (one.network, one.score.solver, one.score.guidance)
-        if previous not in (None, group):
+        if previous[0] and previous != group:
             table.add_section()
+        if len(record.networks) > 1 and previous[0] != one.network:
+            table.add_row(Text(one.network, "underline"))
         previous = group
-        table.add_row(*_row(one, shown, marks.get(id(one.score)), several=several))
+        table.add_row(*_row(one, shown, marks.get(id(one.score))))
     return table
 
 
@@ -100,9 +100,7 @@ def _marks(record: SweepRecord) -> Mapping[int, str]:
     return marks
 
 
-def _row(
-    one: Candidate, shown: Iterable[Protocol], mark: str | None, *, several: bool
-) -> list[Text]:
+def _row(one: Candidate, shown: Iterable[Protocol], mark: str | None) -> list[Text]:
     score = one.score
     style = "dim" if mark is None else _STYLES[mark]
     value = with_interval(score.value, score.low, score.high)
@@ -112,7 +110,6 @@ def _row(
     solver = ", ".join(part for part in (score.solver, score.guidance) if part)
     calls = f"{score.nfe:.0f}" if score.adaptive else f"{score.nfe:g}"
     return [
-        *([Text(one.network)] if several else []),
         Text(solver, style),
         Text(calls, style),
         Text(value, style),
