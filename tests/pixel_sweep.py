@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from fleetstep.evaluation.network_extractor import Extracted
 from fleetstep.orchestration.cell_scores import CellScore, Measure, score_cell
 from fleetstep.orchestration.cells import FeatureSpace, ReferenceSet, SnapshotRef, Unit
-from fleetstep.orchestration.measures import References, is_finished
+from fleetstep.orchestration.measures import Finished, References
 from fleetstep.orchestration.sweep_plan import Rules, Subject, SweepPlan, plan_sweep
 from fleetstep.orchestration.sweep_solvers import settings_of
 from fleetstep.orchestration.sweep_worker import SweepWorker
@@ -97,6 +96,7 @@ class Sweep:
         measures: Sequence[Measure] = (MEASURE,),
         extractors: Sequence[PixelFeatures] | None = None,
         networks: Sequence[SnapshotRef] = (NEAR, FAR),
+        pictures: int = 0,
         **rules: Any,
     ) -> None:
         self.storage = storage
@@ -109,7 +109,7 @@ class Sweep:
             settings,
             skipped,
             Rules(samples=samples, namespace=5, labels="balanced", batch=32, **rules),
-            finished=functools.partial(is_finished, storage, self.measures),
+            finished=Finished(storage, self.measures, pictures),
         )
 
     def worker(self, fault: Fault = no_fault, pictures: int = 0) -> SweepWorker:

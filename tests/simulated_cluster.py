@@ -23,6 +23,9 @@ START_S = 2.0
 DIE = "die"
 """In a script: the actor dies when it begins the unit."""
 
+PREEMPT = "preempt"
+"""In a script: the actor's machine goes, and the actor with it, when it begins the unit."""
+
 
 class SimulatedAutoscaler:
     """Adds one-CPU machines `after_s` after they were asked for, up to `most`; takes the empty
@@ -70,8 +73,8 @@ class SimulatedCluster:
     """Actors that do a unit in `unit_s` seconds, return its text in capitals, and die to a script.
 
     Args:
-        script: for a unit, what happens at its first, second, ... start: `DIE`, or an exception it
-            raises; then it is done.
+        script: for a unit, what happens at its first, second, ... start: `DIE`, `PREEMPT`, or an
+            exception it raises; then it is done.
         starts: what becomes of the first, second, ... actor: None is normal, else a reason to be
             lost at the start, or an exception while its worker is built.
         unit_s: seconds of a unit that is not stored yet.
@@ -118,9 +121,11 @@ class SimulatedCluster:
     def placed_actors(self) -> int:
         return sum(actor.placed for actor in self.actors.values())
 
-    def kill(self, actor: int, reason: str = "killed by a test") -> Event:
+    def kill(
+        self, actor: int, reason: str = "killed by a test", *, machine_gone: bool = False
+    ) -> Event:
         del self.actors[actor]
-        return Lost(actor, reason)
+        return Lost(actor, reason, machine_gone)
 
     # --- Cluster ---------------------------------------------------------------------------------
 
@@ -187,26 +192,31 @@ class SimulatedCluster:
             return
         actor.at_work = True
         results: list[str] = []
-        seconds, dies, error = 0.0, False, None
+        seconds, death, error = 0.0, None, None
         for unit in actor.leases[0]:
             fate = events.popleft() if (events := self.script.get(unit)) else None
             if fate is not None:
-                dies, error = fate == DIE, fate if isinstance(fate, Exception) else None
+                death, error = (None, fate) if isinstance(fate, Exception) else (fate, None)
                 break
             seconds += 0.0 if unit in self.stored else self.unit_s(unit)
             results.append(unit.upper())
             self.stored.add(unit)
             if seconds >= LONGEST_LEASE_S:
                 break
-        self.at(seconds, lambda: self._answer(number, results, seconds, dies, error))
+        self.at(seconds, lambda: self._answer(number, results, seconds, death, error))
 
     def _answer(
-        self, number: int, results: list[str], seconds: float, dies: bool, error: Exception | None
+        self,
+        number: int,
+        results: list[str],
+        seconds: float,
+        death: str | None,
+        error: Exception | None,
     ) -> Event | None:
         if number not in self.actors:
             return None
-        if dies:
-            return self.kill(number)
+        if death is not None:
+            return self.kill(number, machine_gone=death == PREEMPT)
         actor = self.actors[number]
         actor.leases.popleft()
         actor.at_work = False

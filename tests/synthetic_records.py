@@ -75,7 +75,18 @@ def score(
 def as_json(score: Score) -> dict[str, Any]:
     """The record of a score as an evaluation writes it."""
     values = {name: getattr(score, name) for name in Score.__dataclass_fields__}
-    return {**values, "protocol": values.pop("protocol_name"), "confidence": 0.95}
+    namespace, _, ids = score.seeds.partition(":")
+    first, _, last = ids.partition("-")
+    return {
+        "protocol": values.pop("protocol_name"),
+        **values,
+        "confidence": 0.95,
+        "seeds": {
+            "namespace": int(namespace),
+            "first": int(first),
+            "count": int(last) + 1 - int(first),
+        },
+    }
 
 
 def curve(values: Sequence[float], *, images: int = 1000, seconds: float = 10.0) -> Curve:

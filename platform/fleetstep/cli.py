@@ -1,8 +1,8 @@
 """The command line: one program, one verb per thing a user does.
 
 Exit codes: 0 done, 1 failed while working, 2 refused before anything started (configuration,
-arguments, resources). Heavy libraries are imported inside the verbs, so that `--help` and a wrong
-config answer at once.
+arguments, resources), 130 and 143 ended by Ctrl-C and SIGTERM. Heavy libraries are imported inside
+the verbs, so that `--help` and a wrong config answer at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer
 
 from fleetstep import __version__
 from fleetstep.errors import FleetstepError
+from fleetstep.orchestration.termination import TERMINATED, is_terminated, sigterm_as_exit
 
 _INTERRUPTED = 130
 
@@ -88,18 +89,23 @@ def main() -> None:
 
 
 def guarded(program: Callable[[], object]) -> None:
-    """Run a program; an error of ours becomes one clear message and its exit code."""
+    """Run a program; an error of ours becomes one clear message and its exit code. SIGTERM ends it
+    in order, as Ctrl-C does: requests are withdrawn, actors ended, and what was finished is kept.
+    """
     try:
-        program()
+        with sigterm_as_exit():
+            program()
     except FleetstepError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, SystemExit) as end:
+        terminated = is_terminated(end)
         # Typer makes SystemExit(130) of Ctrl-C, without a word.
-        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+        if isinstance(end, SystemExit) and not terminated and end.code != _INTERRUPTED:
             raise
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        raise SystemExit(_INTERRUPTED) from None
+        what = "ended by SIGTERM" if terminated else "interrupted"
+        print(f"{what}; the same command goes on where this one stopped", file=sys.stderr)
+        raise SystemExit(TERMINATED if terminated else _INTERRUPTED) from None
 
 
 @app.callback(invoke_without_command=True)

@@ -150,6 +150,7 @@ def test_tracks_do_not_multiply_what_has_none(digits_path: Path, tmp_path: Path)
     assert [cell.track for cell in plan(spec).cells] == ["exact", "exact"]
 
 
+@pytest.mark.cluster  # long; its twin without a dataset is in test_sweep_grid.py
 class TestWhoDidIt:
     @pytest.mark.parametrize("workers", [2, 3])
     def test_the_number_of_workers_and_the_order_change_no_bit(
@@ -190,6 +191,7 @@ def cell_units(units: frozenset[Unit]) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in kinds}
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
 def test_actors_of_ray_stopped_once_and_started_again_agree_with_one_process(
     grid: tuple[CellScore, ...], digits_path: Path, tmp_path: Path

@@ -63,6 +63,7 @@ class Killer:
             threading.Timer(0.1, os.kill, (pid, signal.SIGKILL)).start()
 
 
+@pytest.mark.cluster  # the fast tier's deaths are in test_sweep_ray.py
 def test_three_deaths_cost_a_unit_each_and_no_unit_is_reported_twice(tmp_path: Path):
     killer = Killer([100, 700, 1300])
     told: list[PoolStatus] = []

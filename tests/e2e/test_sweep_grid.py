@@ -8,7 +8,9 @@ table; screening leaves out what is worse, and says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 
 from fleetstep.config import SweepSpec
 from fleetstep.errors import UsageError
-from fleetstep.orchestration import sweep_job
+from fleetstep.orchestration import live_scores, pool_status, sweep_job
 from fleetstep.orchestration.cell_scores import score_cell
 from fleetstep.orchestration.cells import Cell
 from fleetstep.orchestration.finished_units import Progress
@@ -145,17 +147,56 @@ def written_at(storage: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (storage / "cells").rglob("unit*")}
 
 
+def copy_of(result: SweepResult, storage: Path) -> Path:
+    """A storage where that sweep was run."""
+    shutil.copytree(result.path.parents[2], storage, dirs_exist_ok=True)
+    return storage
+
+
 def state_of(storage: Path) -> str:
-    return str(json.loads((storage / "sweeps/grid/status.json").read_text())["state"])
+    return str(status_of(storage)["state"])
+
+
+def status_of(storage: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((storage / "sweeps/grid/status.json").read_text())
+    return found
+
+
+def scores_of(storage: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((storage / "sweeps/grid/scores.json").read_text())
+    return found
+
+
+class AtOnce:
+    """A thread that is not one: looks are over when they are asked for."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def submit(self, call: Callable[..., Any], *args: object) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(call(*args))
+        return future
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def prompt_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at every round, whatever the machine does."""
+    monkeypatch.setattr(live_scores, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(live_scores, "LONGEST_SHARE", 1.0)
 
 
 class TestLive:
+    @pytest.mark.usefixtures("prompt_looks")
     def test_a_partial_value_is_that_of_the_first_blocks(self, digits: str, tmp_path: Path):
         spec, heard = spec_of(digits, tmp_path), Heard()
         with pytest.raises(KeyboardInterrupt):
-            swept(spec, listener=heard.listener(interrupt_after=3 + 2 * 4 + 1))
+            swept(spec, listener=heard.listener(interrupt_after=3 + 2 * 4 + 2))
         standings = heard.standings[-1]
-        assert [one.blocks for one in standings] == [5, 4]
+        assert [one.blocks for one in standings] == [4, 4]
         measures, references = measures_of(spec), References(tmp_path, None)
         work = plan(spec)
         for one in standings:
@@ -168,17 +209,64 @@ class TestLive:
             assert one.score is not None
             assert one.score.records == expected.records[:1]
             assert one.score.records[0].n == 100 * one.blocks
-        written = json.loads((tmp_path / "sweeps/grid/scores.json").read_text())
-        assert [cell["scores"][0]["n"] for cell in written["cells"]] == [500, 400]
+        assert [cell["scores"][0]["n"] for cell in scores_of(tmp_path)["cells"]] == [400, 400]
 
-    def test_cells_with_less_than_two_blocks_have_no_value(self, digits: str, tmp_path: Path):
+    def test_before_the_first_look_an_interrupted_sweep_has_no_values(
+        self, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """It ends at once, instead of scoring what there is."""
         heard = Heard()
+        monkeypatch.setattr(live_scores, "score_cell", lambda *_, **__: pytest.fail("scored"))
         with pytest.raises(KeyboardInterrupt):
             swept(spec_of(digits, tmp_path), listener=heard.listener(interrupt_after=3 + 3))
-        assert [one.score is None for one in heard.standings[-1]] == [False, True]
-        written = json.loads((tmp_path / "sweeps/grid/scores.json").read_text())
-        assert [cell["solver"] for cell in written["waiting"]] == ["heun"]
+        assert [one.score is None for one in heard.standings[-1]] == [True, True]
+        waiting = [cell["solver"] for cell in scores_of(tmp_path)["waiting"]]
+        assert waiting == ["dpmpp(order=2)", "heun"]
 
+    def test_an_interrupt_takes_nothing_from_scores_that_are_there(
+        self, alone: SweepResult, digits: str, tmp_path: Path
+    ):
+        spec = spec_of(digits, copy_of(alone, tmp_path))
+        complete = alone.path.read_bytes()
+
+        def interrupt(_: object) -> None:
+            raise KeyboardInterrupt
+
+        # All is sampled, and scored again.
+        with pytest.raises(KeyboardInterrupt):
+            swept(spec, listener=Listener(score=interrupt))
+        assert state_of(tmp_path) == "interrupted"
+        # More is sampled, and nothing of it was looked at yet.
+        more = spec_of(digits, tmp_path, nfe=[3, 4])
+        with pytest.raises(KeyboardInterrupt):
+            swept(more, listener=Listener(progress=interrupt))
+        assert (tmp_path / "sweeps/grid/scores.json").read_bytes() == complete
+
+    def test_the_status_goes_on_while_scores_are_computed(
+        self,
+        alone: SweepResult,
+        digits: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        copy_of(alone, tmp_path)
+        next((tmp_path / "cells").rglob("unit-00009*")).unlink()
+        seen = list[dict[str, Any]]()
+
+        def look(_: object) -> None:
+            seen.append(status_of(tmp_path))
+            # As if a score took long: what is written at most once a second is due again.
+            monkeypatch.setattr(pool_status, "_WRITE_EVERY_S", 0.0)
+
+        swept(spec_of(digits, tmp_path, 2), listener=Listener(score=look))
+        for status in seen:
+            assert (status["state"], status["units_done"], status["units"]) == ("running", 23, 23)
+            pool = status["pool"]
+            assert [pool[key] for key in ("wanted", "starting", "running", "idle")] == [0] * 4
+        first, second = (status["time"] for status in seen)
+        assert second > first
+
+    @pytest.mark.usefixtures("prompt_looks")
     def test_progress_counts_calls_and_ends_at_the_whole(self, digits: str, tmp_path: Path):
         heard = Heard()
         swept(spec_of(digits, tmp_path), listener=heard.listener())
@@ -241,6 +329,14 @@ class TestScreen:
         assert finished.progress == []
         assert finished.dropped == again.dropped
 
+    def test_a_sweep_that_screens_nothing_leaves_no_verdict_of_another(
+        self, alone: SweepResult, digits: str, tmp_path: Path
+    ):
+        file = copy_of(alone, tmp_path) / "sweeps/grid/screen.json"
+        file.write_text("{}")
+        swept(spec_of(digits, tmp_path))
+        assert not file.exists()
+
 
 class TestSeedBlocks:
     def test_each_block_is_a_score_and_the_lowest_stands_beside_them(
@@ -273,7 +369,7 @@ class TestJob:
 
         monkeypatch.setattr(sweep_job.sweeping, "sweep", without_ray)
 
-    @pytest.mark.usefixtures("in_process")
+    @pytest.mark.usefixtures("in_process", "prompt_looks")
     def test_scores_are_recorded_under_the_exact_denoisers_run(self, digits: str, tmp_path: Path):
         spec = spec_of(digits, tmp_path, seed_blocks=3, solvers=[{"kind": "dpmpp"}])
         said, shown = list[str](), list[Any]()
@@ -296,9 +392,26 @@ class TestJob:
         closing = "\n".join(sweep_job.closing_lines(result))
         assert "FID not run" in closing
         assert ".min3: " in closing
-        assert len(sweep_job.tables(result)) >= 3
+        assert len(sweep_job.tables(result)) == 1
 
     @pytest.mark.usefixtures("in_process")
+    def test_results_of_another_grid_are_replaced_with_a_word_and_a_live_sweeps_never(
+        self, alone: SweepResult, digits: str, tmp_path: Path
+    ):
+        copy_of(alone, tmp_path)
+        said = list[str]()
+        other = spec_of(digits, tmp_path, metrics=["fd"], solvers=[{"kind": "euler"}])
+        sweep_job.run_sweep(other, say=said.append)
+        assert sum("replaces the results of another grid" in line for line in said) == 1
+
+        status = status_of(tmp_path) | {"state": "running", "pid": 1}
+        (tmp_path / "sweeps/grid/status.json").write_text(json.dumps(status))
+        before = scores_of(tmp_path)
+        with pytest.raises(UsageError, match="'grid' is running already"):
+            sweep(other, plan(other))
+        assert (status_of(tmp_path), scores_of(tmp_path)) == (status, before)
+
+    @pytest.mark.usefixtures("in_process", "prompt_looks")
     def test_an_interrupt_shows_the_last_table_and_what_is_left(
         self, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import _thread
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from fleetstep.errors import DataError, PoolError, TrackingError
+from fleetstep.errors import CheckpointError, DataError, PoolError, TrackingError
 from fleetstep.orchestration import evaluator as evaluating
 from fleetstep.orchestration.cells import Cell, Unit
 from fleetstep.orchestration.evaluator import Evaluator
+from fleetstep.orchestration.pool_status import StatusFile
+from fleetstep.orchestration.sweep_plan import SweepPlan
 from scripted_evaluation import (
     EULER,
     HEUN,
@@ -32,6 +35,7 @@ pytestmark = pytest.mark.timeout(30)
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "_LOOK_S", 0.0)
+    monkeypatch.setattr(evaluating, "SECOND_LOOK_S", 0.0)
 
 
 @pytest.fixture
@@ -186,10 +190,12 @@ def test_ctrl_c_while_only_scores_are_missing_keeps_finished_units(
             pool.pending.clear()
             if not pool.training_ended.is_set():
                 pool.training_ended.set()
+                assert waiting.wait(10)
                 _thread.interrupt_main()
 
-    pool = ScriptedPool(disk, turn)
-    with pytest.raises(KeyboardInterrupt), evaluator(tmp_path, pool, tracker) as beside:
+    pool, waiting = ScriptedPool(disk, turn), threading.Event()
+    with pytest.raises(KeyboardInterrupt), evaluator(tmp_path, pool, tracker) as beside:  # noqa: PT012
+        waiting.set()
         beside.finish()
     assert state_of(tmp_path) == "interrupted"
     again = ScriptedPool(disk)
@@ -256,7 +262,83 @@ def test_an_error_that_is_nobodys_is_an_error_all_the_same(
         evaluated.check()
 
 
+class TestAThreadThatFailsOutsideOfItsWork:
+    """`finish` waits for the thread without end, so that the thread must always say its own."""
+
+    def test_in_its_first_step(
+        self,
+        tmp_path: Path,
+        snapshots: Path,
+        tracker: Tracker,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        def forbidden(*_: object) -> None:
+            raise PermissionError("not in this sandbox")
+
+        monkeypatch.setattr(os, "setpriority", forbidden)
+        write_snapshot(snapshots, 300)
+        with evaluator(tmp_path, ScriptedPool(Disk()), tracker) as beside:
+            assert beside.finish().scored == (300,)
+
+    def test_in_its_last_step(
+        self,
+        tmp_path: Path,
+        snapshots: Path,
+        tracker: Tracker,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        def broken(*_: object) -> None:
+            raise RuntimeError("in the clean-up")
+
+        raised, others = list[str](), set(threading.enumerate())
+        monkeypatch.setattr(threading, "excepthook", lambda end: raised.append(str(end.exc_value)))
+        monkeypatch.setattr(StatusFile, "close", broken)
+        write_snapshot(snapshots, 300)
+        with evaluator(tmp_path, ScriptedPool(Disk()), tracker) as beside:
+            assert beside.finish().scored == (300,)
+        for thread in set(threading.enumerate()) - others:
+            thread.join(10)
+        assert raised == ["in the clean-up"]
+
+
 class TestASnapshotThatCannotBeScored:
+    @pytest.mark.parametrize("error", [CheckpointError("not there"), OSError("stale handle")])
+    def test_what_a_file_system_shows_for_a_moment_is_not_believed(
+        self, error: Exception, tmp_path: Path, snapshots: Path, tracker: Tracker
+    ):
+        write_snapshot(snapshots, 300)
+
+        class Blinking(Disk):
+            looks = 0
+
+            def plan(self, path: Path) -> SweepPlan:
+                self.looks += 1
+                if self.looks == 1:
+                    raise error
+                return super().plan(path)
+
+        with evaluator(tmp_path, ScriptedPool(Blinking()), tracker) as beside:
+            evaluated = beside.finish()
+        assert (evaluated.scored, evaluated.skipped) == ((300,), {})
+
+    def test_a_file_system_that_fails_is_tried_again_at_the_next_start(
+        self, tmp_path: Path, snapshots: Path, tracker: Tracker
+    ):
+        write_snapshot(snapshots, 300)
+
+        def answer(unit: Unit) -> object:
+            raise OSError("stale handle")
+
+        disk = Disk()
+        with evaluator(tmp_path, ScriptedPool(disk, answer=answer), tracker) as beside:
+            evaluated = beside.finish()
+        assert (evaluated.skipped, evaluated.missing) == ({}, (300,))
+        with pytest.raises(PoolError, match="stale handle") as told:
+            evaluated.check()
+        assert "run the same command again" in told.value.remedy
+        with evaluator(tmp_path, ScriptedPool(disk), tracker) as beside:
+            assert beside.finish().scored == (300,)
+
     def test_a_damaged_one_is_told_and_the_others_go_on(
         self, tmp_path: Path, snapshots: Path, tracker: Tracker
     ):

@@ -66,7 +66,7 @@ def evaluate(
         monkeypatch.setattr(evaluator_setup, "run_units", in_process(on_unit))
         manifest = load_manifest(Path(experiment.data.path))
         assert experiment.evaluate is not None
-        measures = check_evaluation(experiment.evaluate)
+        measures = check_evaluation(experiment.evaluate, manifest)
         tracker = Tracker(default_uri(Path(experiment.storage)), "fleetstep")
         run_id = tracker.start_run(experiment.name, {}, tags={"fleetstep.kind": "train"})
         folder = RunFolder(experiment.folder)

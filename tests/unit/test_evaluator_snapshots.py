@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fleetstep.config import EvaluateSpec
 from fleetstep.errors import CheckpointError, DataError, NonFiniteError, PoolError
+from fleetstep.orchestration import tolerant_worker
 from fleetstep.orchestration.cells import ReferenceSet, Unit
 from fleetstep.orchestration.due_snapshots import (
     DueSnapshots,
@@ -25,7 +26,7 @@ from fleetstep.orchestration.snapshot_queue import SnapshotQueue
 from fleetstep.orchestration.snapshot_scores import Asked, SnapshotScores, curve_points
 from fleetstep.orchestration.tolerant_worker import Refusal, TolerantWorker
 from fleetstep.orchestration.tracking_store import from_tracker_key, to_tracker_key
-from fleetstep.sampling.spec import DpmppSpec, EulerSpec, GuidanceSpec, HeunSpec
+from fleetstep.sampling.spec import DpmppSpec, EulerSpec, GuidanceSpec, HeunSpec, Rk45Spec
 from fleetstep.training.spec import TrainingSpec
 from scripted_evaluation import EULER, HEUN, IDENTITY, Disk, write_snapshot
 
@@ -150,6 +151,10 @@ class TestWhatIsMissing:
 class TestATolerantWorker:
     """`made` counts what reached the sweep's worker."""
 
+    @pytest.fixture(autouse=True)
+    def _no_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tolerant_worker, "SECOND_LOOK_S", 0.0)
+
     @staticmethod
     def worker(error: Exception) -> tuple[TolerantWorker, list[Unit]]:
         made: list[Unit] = []
@@ -172,16 +177,32 @@ class TestATolerantWorker:
         }
 
     @pytest.mark.parametrize(
-        "error", [CheckpointError("it is gone", "x"), NonFiniteError("it is gone")]
+        ("error", "looks"),
+        [(CheckpointError("it is gone", "x"), 2), (NonFiniteError("it is gone"), 1)],
     )
     def test_refuses_a_cell_once_and_does_the_others(
-        self, error: Exception, units: dict[str, list[Unit]]
+        self, error: Exception, looks: int, units: dict[str, list[Unit]]
     ):
         worker, made = self.worker(error)
         answers = [worker.run(unit) for unit in units["heun"]]
         assert answers == [Refusal("it is gone")] * 10
-        assert len(made) == 1
+        assert len(made) == looks
         assert worker.run(units["euler"][0]) == "a summary"
+
+    @pytest.mark.parametrize("error", [CheckpointError("not there"), OSError("stale handle")])
+    def test_does_not_believe_what_a_file_system_shows_for_a_moment(
+        self, error: Exception, units: dict[str, list[Unit]]
+    ):
+        looks: list[Unit] = []
+
+        class Blinking:
+            def run(self, unit: Unit) -> Any:
+                looks.append(unit)
+                if len(looks) == 1:
+                    raise error
+                return "a summary"
+
+        assert TolerantWorker(Blinking()).run(units["heun"][0]) == "a summary"
 
     def test_raises_what_is_not_the_snapshots_fault(self, units: dict[str, list[Unit]]):
         for error in (OSError("disk full"), DataError("the dataset has changed")):
@@ -212,6 +233,11 @@ class TestCurves:
         assert curve_points(scored(), "") == {
             "eval/fd1k.fs-rn20.multi112@4dabd2d8/dpmpp-order-2@16": 2.5
         }
+
+    def test_a_solver_that_chooses_its_calls_says_so(self):
+        (name,) = curve_points(scored(solver=Rk45Spec(), nfe=None), "")
+        assert name.startswith("eval/fd1k.fs-rn20.multi112@4dabd2d8/rk45-")
+        assert name.endswith("@adaptive")
 
     def test_whatever_changes_the_images_changes_the_name_and_every_tracker_takes_it(self):
         asked = [
@@ -258,8 +284,9 @@ class TestRememberedScores:
         assert entry["refused"] == ["heun: not finite"]
 
     def test_when_and_by_whom_snapshots_are_scored_is_another_question(self):
-        space = SimpleNamespace(space=SimpleNamespace(key="space"))
-        other = SimpleNamespace(space=SimpleNamespace(key="other weights"))
+        space = SimpleNamespace(space=SimpleNamespace(key="space"), texts_sha256="")
+        other = SimpleNamespace(space=SimpleNamespace(key="other weights"), texts_sha256="")
+        texts = SimpleNamespace(space=SimpleNamespace(key="space"), texts_sha256="ab")
 
         def asked(measure: Any = space, **settings: Any) -> Asked:
             return Asked.of(EvaluateSpec(**settings), [measure], "identity", "run")
@@ -268,6 +295,20 @@ class TestRememberedScores:
         assert asked(samples=2000) != asked()
         assert asked(metrics=("fd",)) != asked()
         assert asked(other) != asked()
+        assert asked(texts) != asked()
+
+    def test_what_the_reference_holds_is_the_question_and_not_where_it_lies(self, tmp_path: Path):
+        def asked(name: str, content: bytes) -> Asked:
+            file = tmp_path / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+            return Asked.of(EvaluateSpec(reference=str(file)), [], "identity", "run")
+
+        first = asked("here/cifar10.npz", b"statistics")
+        assert asked("there/cifar10.npz", b"statistics") == first
+        assert asked("here/cifar10.npz", b"others") != first
+        # The curves bear its name.
+        assert asked("here/flowers.npz", b"statistics") != first
 
 
 class TestHowItEnded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from fleetstep import rng
-from fleetstep.evaluation.inception_score import inception_score, inception_score_of_splits
+from fleetstep.evaluation.inception_score import inception_score
 from fleetstep.evaluation.moments import Float64
 from lcg_inputs import gauss4
 
@@ -29,30 +28,20 @@ def probabilities():
     return softmax(2 * gauss4((200, 10), 51))
 
 
+def of_all(probabilities: Float64) -> float:
+    """The plain score of these images together."""
+    return inception_score(np.split(probabilities, 2)).raw
+
+
 class TestSplits:
+    """Published ones: mean and deviation over splits of the images."""
+
     def test_torch_fidelity_and_guided_diffusion(self, probabilities: Float64):
         golden = GOLDEN["torch-fidelity splits=10 shuffle=False"]
-        scores = inception_score_of_splits(probabilities, 10)
-        assert scores.mean == pytest.approx(golden["inception_score_mean"], rel=1e-8)
-        assert scores.deviation == pytest.approx(golden["inception_score_std"], rel=1e-8)
-        assert scores.mean == pytest.approx(GOLDEN["guided-diffusion split_size=20"], rel=1e-8)
-
-    def test_one_split(self, probabilities: Float64):
-        scores = inception_score_of_splits(probabilities, 1)
-        assert scores.mean == pytest.approx(GOLDEN["splits=1"]["inception_score_mean"], rel=1e-8)
-        assert scores.deviation == 0
-
-    def test_no_image_is_left_over(self, probabilities: Float64):
-        """200 images in 7 splits: the parts of 28 and 29 are scored, each once."""
-        edges = [0, 28, 57, 85, 114, 142, 171, 200]
-        parts = [probabilities[a:b] for a, b in itertools.pairwise(edges)]
-        expected = np.mean([inception_score_of_splits(part, 1).mean for part in parts])
-        assert inception_score_of_splits(probabilities, 7).mean == pytest.approx(expected)
-
-    @pytest.mark.parametrize("splits", [0, 201])
-    def test_impossible_splits(self, probabilities: Float64, splits: int):
-        with pytest.raises(ValueError, match=f"between 1 and the 200 images, got {splits}"):
-            inception_score_of_splits(probabilities, splits)
+        scores = [of_all(part) for part in np.split(probabilities, 10)]
+        assert np.mean(scores) == pytest.approx(golden["inception_score_mean"], rel=1e-8)
+        assert np.std(scores) == pytest.approx(golden["inception_score_std"], rel=1e-8)
+        assert np.mean(scores) == pytest.approx(GOLDEN["guided-diffusion split_size=20"], rel=1e-8)
 
 
 class TestScore:
@@ -75,7 +64,7 @@ class TestScore:
     def test_the_jackknife_removes_the_bias_of_few_images(self):
         """200 repeats of n=100 against the score of all 20,000 images."""
         logits = 2 * rng.draw(3, "is-test", 0, 200, (100, 8)).astype(np.float64)
-        truth = inception_score_of_splits(softmax(logits).reshape(-1, 8), 1).mean
+        truth = of_all(softmax(logits).reshape(-1, 8))
         estimates = [inception_score(np.split(rows, 10)) for rows in softmax(logits)]
         raw_bias = np.mean([estimate.raw for estimate in estimates]) - truth
         bias = np.mean([estimate.value for estimate in estimates]) - truth

@@ -1,4 +1,4 @@
-"""The jackknife against its golden, its interval, and paired differences."""
+"""The jackknife against its golden, and its interval."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ import scipy.stats
 from feature_references import reference_of
 from fleetstep import rng
 from fleetstep.evaluation.jackknife import (
-    Estimate,
     jackknife,
     jackknife_estimate,
     jackknife_interval,
     mean_estimate,
-    paired,
     student_interval,
 )
 from fleetstep.evaluation.metrics import Gaussian, frechet, gaussian_distance
@@ -144,39 +142,3 @@ class TestIntervalAroundThePlainValue:
         assert plain.raw == golden["fd"]
         assert plain.standard_error == pytest.approx(corrected.standard_error, rel=1e-10)
         assert plain.high - plain.low == pytest.approx(corrected.high - corrected.low, rel=1e-10)
-
-
-class TestPaired:
-    def test_it_is_the_students_interval_of_the_differences(self):
-        a, b = mean_estimate([3.0, 5.0, 4.0, 6.0]), mean_estimate([1.0, 4.0, 4.0, 4.0])
-        difference = paired(a, b, confidence=0.999)
-        expected = scipy.stats.ttest_rel(a.pseudo_values, b.pseudo_values)
-        interval = expected.confidence_interval(0.999)
-        assert difference.value == pytest.approx(a.value - b.value, rel=1e-14)
-        assert difference.value / difference.standard_error == pytest.approx(expected.statistic)
-        assert (difference.low, difference.high) == pytest.approx(tuple(interval), rel=1e-8)
-        assert difference.confidence == 0.999
-
-    def test_shared_latents_make_it_sharper(self):
-        """The same samples, slightly and more distorted, against independent ones."""
-        real = reference_of(rng.draw(1, "reference", 0, 4000, (6,)))
-
-        def scored(seed: int, scale: float) -> Estimate:
-            blocks = np.split(scale * rng.draw(seed, "samples", 0, 1000, (6,)), 10)
-            return jackknife(
-                [Moments.of(block) for block in blocks], functools.partial(frechet, real)
-            )
-
-        shared = paired(scored(2, 1.3), scored(2, 1.2))
-        apart = paired(scored(2, 1.3), scored(3, 1.2))
-        assert shared.standard_error < apart.standard_error / 1.5
-        assert shared.low > 0
-
-    def test_it_changes_sign_with_its_arguments(self):
-        a, b = mean_estimate([3.0, 5.0, 4.0]), mean_estimate([1.0, 4.0, 4.0])
-        there, back = paired(a, b), paired(b, a)
-        assert (there.value, there.low, there.high) == (-back.value, -back.high, -back.low)
-
-    def test_other_blocks_are_refused(self):
-        with pytest.raises(ValueError, match="equal blocks, got 3 and 2"):
-            paired(mean_estimate([1.0, 2.0, 3.0]), mean_estimate([1.0, 2.0]))

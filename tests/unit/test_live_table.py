@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
+import random
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +14,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from fleetstep.orchestration.cells import Cell
 from fleetstep.orchestration.finished_units import FinishedUnits, Pace
 from fleetstep.orchestration.live_scores import LiveScores, Looks, Standing, leading_blocks
 from fleetstep.orchestration.live_table import live_table, minima_lines
 from fleetstep.orchestration.sweep_file import minima_of
+from fleetstep.orchestration.sweep_plan import SweepPlan
 from pixel_sweep import MEASURE, NEAR, Sweep, run
 
 
@@ -28,7 +34,7 @@ def standings(sweep: Sweep, done: int) -> list[Standing]:
     units = sweep.plan.units[: 3 + done]
     finished = FinishedUnits(units)
     live = LiveScores(sweep.storage, sweep.measures, sweep.references())
-    return live.look(sweep.plan, leading_blocks(sweep.plan, finished))
+    return list(live.look(sweep.plan, leading_blocks(sweep.plan, finished)))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +83,8 @@ class TestStandings:
     def test_what_did_not_grow_is_not_computed_again(self, sweep: Sweep):
         live = LiveScores(sweep.storage, [MEASURE], sweep.references())
         blocks = leading_blocks(sweep.plan, FinishedUnits(sweep.plan.units))
-        first = live.look(sweep.plan, blocks)
-        again = live.look(sweep.plan, blocks)
+        first = list(live.look(sweep.plan, blocks))
+        again = list(live.look(sweep.plan, blocks))
         assert all(a is b for a, b in zip(first, again, strict=True))
 
 
@@ -87,7 +93,9 @@ class TestLooks:
         published: list[int] = []
         live = LiveScores(sweep.storage, sweep.measures, sweep.references())
         looks = Looks(
-            live.look, lambda found: published.append(sum(one.score is not None for one in found))
+            live.look,
+            lambda found: published.append(sum(one.score is not None for one in found)),
+            now=lambda: 0.0,
         )
         finished = FinishedUnits(sweep.plan.units[:3])
         for unit in sweep.plan.units[3:23]:
@@ -111,6 +119,96 @@ class TestLooks:
         with pytest.raises(ZeroDivisionError):
             looks.ask(sweep.plan, finished)
         looks.close()
+
+    def test_looks_take_a_twentieth_of_the_time_at_most(self, sweep: Sweep):
+        clock, begun = 0.0, list[float]()
+
+        def look(*_: object) -> Iterator[Standing]:
+            nonlocal clock
+            begun.append(clock)
+            clock += 3.0
+            yield from ()
+
+        looks = Looks(look, lambda found: None, now=lambda: clock)
+        finished = FinishedUnits(sweep.plan.units[:3])
+        for unit in sweep.plan.units[3:63]:
+            finished.add(unit)
+            clock += 10.0  # a round takes 20 s, and a look is due after 30 s in any case
+            looks.ask(sweep.plan, finished)
+            if looks._running is not None:
+                looks._running.result()
+        looks.close()
+        apart = [after - before for before, after in itertools.pairwise(begun)]
+        assert len(apart) >= 5
+        assert min(apart) >= 3.0 / 0.05
+        assert max(apart) <= 3.0 / 0.05 + 10.0
+
+    def test_closing_stops_a_look_at_the_next_cell_and_does_not_wait_for_it(self, sweep: Sweep):
+        reached, go_on = threading.Event(), threading.Event()
+        cells, published = list[int](), list[list[Standing]]()
+        ended = threading.Event()
+
+        def look(*_: object) -> Iterator[Standing]:
+            try:
+                for number, cell in enumerate(sweep.plan.cells * 9):
+                    cells.append(number)
+                    reached.set()
+                    assert go_on.wait(5)
+                    yield Standing(cell=cell, seed_block=0, blocks=0, score=None)
+            finally:
+                ended.set()
+
+        looks = Looks(look, published.append)
+        looks.ask(sweep.plan, FinishedUnits(sweep.plan.units))
+        assert reached.wait(5)
+        looks.close()  # the look stands still: this would never return if it waited
+        go_on.set()
+        assert ended.wait(5)
+        assert (cells, published) == ([0], [])
+
+    def test_what_was_looked_at_last_is_known_without_computing(self, sweep: Sweep):
+        live = LiveScores(sweep.storage, sweep.measures, sweep.references())
+        assert [(one.blocks, one.score) for one in live.known(sweep.plan)] == [(0, None)] * 6
+        look = live.look(sweep.plan, leading_blocks(sweep.plan, FinishedUnits(sweep.plan.units)))
+        first = next(look)
+        known = live.known(sweep.plan)
+        assert known[0] is first
+        assert [one.score is None for one in known] == [False] + [True] * 5
+
+
+class TestRounds:
+    def test_they_are_those_of_the_cell_that_has_fewest(self, sweep: Sweep):
+        units = list(sweep.plan.units)
+        for seed in range(5):
+            random.Random(seed).shuffle(units)
+            finished, work = FinishedUnits(()), sweep.plan
+            for number, unit in enumerate(units):
+                if number == 40:
+                    work = sweep.plan.without({sweep.plan.cells[1]})
+                finished.add(unit)
+                assert finished.rounds(work) == FinishedUnits(units[: number + 1]).rounds(work)
+
+    def test_asking_after_every_unit_costs_a_round_about_one_question_a_cell(
+        self, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+    ):
+        asked = 0
+        blocks_of = FinishedUnits.leading_blocks
+
+        def counted(self: FinishedUnits, work: SweepPlan, cell: Cell, block: int) -> int:
+            nonlocal asked
+            asked += 1
+            return blocks_of(self, work, cell, block)
+
+        monkeypatch.setattr(FinishedUnits, "leading_blocks", counted)
+        cells = tuple(replace(sweep.plan.cells[0], namespace=n) for n in range(200))
+        work = replace(sweep.plan, cells=cells, seed_blocks=1, units=())
+        finished = FinishedUnits(())
+        units = [unit for row in zip(*map(work.units_of, cells), strict=True) for unit in row]
+        for unit in units:
+            finished.add(unit)
+            finished.rounds(work)
+        assert finished.rounds(work) == 10
+        assert asked <= 4 * len(units)
 
 
 def test_minima_are_plain_values_of_three_blocks_under_their_own_name(sweep: Sweep):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+from feature_references import on_grid
 from fleetstep.evaluation import pairwise
-from fleetstep.evaluation.nearest import nearest
+from fleetstep.evaluation.nearest import distinct, nearest
 from lcg_inputs import gauss4
 
 
@@ -32,6 +33,13 @@ def test_a_copy_is_at_exactly_zero_and_far_nearer_than_the_next():
 def test_of_equal_ones_the_first_is_named():
     real = np.tile([[3.0], [1.0], [-1.0], [1.0]], (100, 1))
     assert nearest(np.zeros((1, 1)), real, 5).index_nK.tolist() == [[1, 2, 3, 5, 6]]
+
+
+def test_twins_are_one_image():
+    rows = on_grid(gauss4((50, 6), 2))
+    doubled = np.concatenate([rows, rows[[3, 3, 40]], rows[:5] + 2.0**-18])
+    assert np.array_equal(distinct(doubled), rows)
+    assert (nearest(rows, distinct(doubled), 2).distance_nK[:, 1] > 0).all()
 
 
 @pytest.mark.parametrize("count", [0, 51])

@@ -11,10 +11,11 @@ import pytest
 
 from fleetstep.config import PoolSpec
 from fleetstep.errors import ExtractorError, PoolError, ResourceError
-from fleetstep.orchestration.pool import PATIENCE_S, Notice, run_units
+from fleetstep.orchestration.pool import Notice, run_units
 from fleetstep.orchestration.pool_policy import LONGEST_LEASE_S
+from fleetstep.orchestration.pool_silence import PATIENCE_S
 from fleetstep.orchestration.pool_status import PoolStatus
-from simulated_cluster import DIE, START_S, SimulatedAutoscaler, SimulatedCluster
+from simulated_cluster import DIE, PREEMPT, START_S, SimulatedAutoscaler, SimulatedCluster
 
 UNITS = [f"unit {name}" for name in "abcdef"]
 MANY = [f"unit {number:03d}" for number in range(300)]
@@ -106,6 +107,22 @@ class TestWork:
         cluster = SimulatedCluster(unit_s=2.5 * PATIENCE_S)
         pool(cluster, UNITS[:1], on_event=notices.append)
         assert [notice.kind for notice in notices] == ["ready", "waiting", "waiting"]
+        assert str(notices[1]).startswith("no news from actor 0 for 30 s (unit a): ")
+
+    def test_an_actor_that_hangs_is_named_while_others_work_at_growing_intervals(self):
+        cluster = SimulatedCluster(unit_s=lambda unit: 1000.0 if unit == "unit b" else 4.0)
+        waits: list[tuple[float, Notice]] = []
+
+        def hear(notice: Notice) -> None:
+            if notice.kind == "waiting":
+                waits.append((cluster.clock, notice))
+
+        units = ["unit a", "unit b", *MANY]
+        assert pool(cluster, units, on_event=hear) == done(units)
+        assert all("s (unit b)" in str(notice) for _, notice in waits)
+        assert {notice.actor for _, notice in waits} == {1}
+        at = [clock - START_S for clock, _ in waits]
+        assert at == pytest.approx([30, 60, 120, 240, 480, 960], abs=1.0)
 
 
 class TestLeases:
@@ -195,6 +212,17 @@ class TestDeaths:
         assert cluster.begun.count(MANY[100]) == 4
         assert cluster.closed == 1
 
+    def test_preemptions_are_no_units_fault(self):
+        cluster = SimulatedCluster({"unit b": [PREEMPT] * 5})
+        assert pool(cluster, UNITS, max_attempts=2) == done(UNITS)
+        assert cluster.begun.count("unit b") == 6
+
+    def test_what_takes_every_machine_down_is_bounded_all_the_same(self):
+        cluster = SimulatedCluster({"unit b": [PREEMPT] * 99})
+        with pytest.raises(PoolError, match="all 4 replacements are used up"):
+            pool(cluster, UNITS[1:2], max_replacements=4)
+        assert cluster.begun.count("unit b") == 1 + 4
+
     def test_neighbours_of_such_a_unit_are_not_blamed(self):
         cluster = SimulatedCluster({MANY[100]: [DIE] * 2, MANY[101]: [DIE]}, unit_s=0.01)
         assert pool(cluster, MANY, max_attempts=2) == done(MANY)
@@ -237,6 +265,17 @@ class TestDeaths:
             str(error)
             == "a worker could not be built: the weights are not there\n  -> give their path"
         )
+
+
+class TestErrors:
+    def test_one_of_the_file_system_may_pass_and_any_other_would_come_again(self):
+        for error, remedy in (
+            (OSError(5, "Input/output error"), "look at that file system"),
+            (ValueError("wrong shape"), "trying again would fail the same way"),
+        ):
+            with pytest.raises(PoolError) as caught:
+                pool(SimulatedCluster({"unit a": [error]}), UNITS)
+            assert caught.value.remedy.startswith(remedy)
 
 
 class TestFeed:

@@ -87,6 +87,15 @@ class TestLedger:
         assert isinstance(stop, Stop)
         assert "unit a lost its actor 2 times, the last time because: fourth" in stop.message
 
+    def test_a_unit_whose_machine_went_is_not_blamed_and_earlier_deaths_still_count(self):
+        work = ledger(attempts=2)
+        for actor, machine_gone in enumerate((True, False, True, True)):
+            take(work, actor)
+            lease = work.lost(actor, "gone", machine_gone=machine_gone)
+            assert str(lease) == "unit a"
+        take(work, 9)
+        assert isinstance(work.lost(9, "killed"), Stop)
+
     def test_an_actor_without_work_takes_nothing_with_it(self):
         work = ledger()
         assert work.lost(0, "gone") is None

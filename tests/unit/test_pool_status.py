@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fleetstep.orchestration import pool_status
 from fleetstep.orchestration.pool_status import PoolStatus, StatusFile
 from fleetstep.orchestration.status import find_status
 
@@ -60,6 +62,23 @@ class TestFile:
         assert last["pool"]["running"] == 0
         assert last["pool"]["done"] == 26
         assert [entry.name for entry in path.parent.iterdir()] == ["status.json"]
+
+    def test_a_disk_that_is_full_ends_nothing(
+        self, tmp_path: Path, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    ):
+        def full(path: Path, content: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        path = tmp_path / "status.json"
+        file = StatusFile(path, "digits")
+        with monkeypatch.context() as patch:
+            patch.setattr(pool_status, "write_json", full)
+            file.update(POOL, 26, 100, 1.0, None)
+            file.close("finished")
+        assert not path.exists()
+        clock["now"] += 1
+        file.update(POOL, 27, 100, 1.0, None)
+        assert json.loads(path.read_text())["units_done"] == 27
 
     def test_it_ends_before_it_began(self, tmp_path: Path):
         StatusFile(tmp_path / "status.json", "early").close("failed")

@@ -8,6 +8,7 @@ import pytest
 from feature_references import reference_of
 from fleetstep.errors import ExtractorError
 from fleetstep.evaluation.kernel_distance import pair_sum
+from fleetstep.evaluation.metrics import Gaussian
 from fleetstep.evaluation.pairwise import neighbour_radii
 from fleetstep.evaluation.reference import Reference, kept_ids
 from lcg_inputs import gauss4
@@ -35,14 +36,29 @@ def test_scales_are_one_over_the_deviations():
     )
 
 
+def test_a_variance_that_rounding_made_negative_is_none():
+    """As sums of squares in floating point leave it of a constant feature."""
+    covariance = np.diag([1.0, 4.0, -1e-17])
+    reference = Reference("cifar10.npz", Gaussian(np.zeros(3), covariance), "0" * 64, 0)
+    assert reference.scale_D.tolist() == [1.0, 0.5, 1.0]
+
+
 def test_what_does_not_depend_on_the_samples_is_kept():
     reference = reference_of(gauss4((50, 3), 1))
     assert reference.kernel_sum == pair_sum(reference.features())
     expected = neighbour_radii(reference.features(), [3, 5])
-    assert {k: radius.tolist() for k, radius in reference.radii.items()} == {
+    found = reference.radii([3, 5])
+    assert {k: radius.tolist() for k, radius in found.items()} == {
         k: radius.tolist() for k, radius in expected.items()
     }
-    assert reference.radii is reference.radii
+    assert reference.radii([5])[5] is found[5]
+
+
+def test_only_the_balls_that_are_asked_for_need_their_neighbours():
+    reference = reference_of(gauss4((4, 3), 1))
+    assert reference.radii([3]).keys() == {3}
+    with pytest.raises(ValueError, match="5 neighbours need more"):
+        reference.radii([5])
 
 
 def test_statistics_alone_have_no_features():

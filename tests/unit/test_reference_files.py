@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from fleetstep.errors import DataError
+from fleetstep.evaluation import reference_files
 from fleetstep.evaluation.metrics import Gaussian, gaussian_distance
 from fleetstep.evaluation.moments import Moments
 from fleetstep.evaluation.reference_files import (
@@ -144,6 +147,28 @@ class _Runs:
         return (open, (self.path, "w"))
 
 
+def _packed(path: Path, method: int, shape: tuple[int, ...]) -> Path:
+    """mu and sigma by that compression; mu says that it has `shape`."""
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, array, said in (("mu", MU, shape), ("sigma", SIGMA, SIGMA.shape)):
+            buffer = io.BytesIO()
+            facts = {"descr": "<f8", "fortran_order": False, "shape": said}
+            np.lib.format.write_array_header_1_0(buffer, facts)
+            file.writestr(f"{name}.npy", buffer.getvalue() + array.tobytes())
+    return path
+
+
+def _with_field(content: bytes, local: int, central: int, change: Callable[[int], int]) -> bytes:
+    """A zip with one byte changed in every member's local and central header."""
+    changed = bytearray(content)
+    for mark, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        start = 0
+        while (start := changed.find(mark, start)) >= 0:
+            changed[start + offset] = change(changed[start + offset])
+            start += 4
+    return bytes(changed)
+
+
 class TestRefusals:
     @pytest.mark.parametrize("name", ["mu", "sigma", "feats", "n"])
     def test_arrays_of_objects_are_not_unpickled(self, name: str, tmp_path: Path):
@@ -207,6 +232,45 @@ class TestRefusals:
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
             read_statistics(path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            (zipfile.ZIP_LZMA, lambda c: c[:70] + bytes(b ^ 0x5A for b in c[70:110]) + c[110:]),
+            (zipfile.ZIP_DEFLATED, lambda c: _with_field(c, 6, 8, lambda flags: flags | 1)),
+            (zipfile.ZIP_DEFLATED, lambda c: _with_field(c, 8, 10, lambda _: 97)),
+        ],
+        ids=["lzma", "encrypted", "unknown compression"],
+    )
+    def test_what_cannot_be_unpacked(
+        self, change: tuple[int, Callable[[bytes], bytes]], tmp_path: Path
+    ):
+        method, damage = change
+        path = _packed(tmp_path / "odd.npz", method, MU.shape)
+        assert np.array_equal(read_statistics(path).mean_D, MU)
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
+            read_statistics(path)
+
+    def test_an_array_that_says_it_is_huge(self, tmp_path: Path):
+        path = _packed(tmp_path / "huge.npz", zipfile.ZIP_DEFLATED, (10**13,))
+        with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
+            read_statistics(path)
+
+    def test_what_would_fill_the_memory_is_not_unpacked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        path = tmp_path / "bomb.npz"
+        np.savez_compressed(path, mu=MU, sigma=SIGMA, feats=np.zeros((100_000, 8)))
+        assert path.stat().st_size < 20_000
+        monkeypatch.setattr(reference_files, "LARGEST", 100_000)
+        with pytest.raises(
+            DataError, match=r"may take 100,000 bytes unpacked, and would take 6,4"
+        ):
+            read_statistics(path)
+        # Other arrays are left alone, however large.
+        np.savez_compressed(path, mu=MU, sigma=SIGMA, arr_0=np.zeros((100_000, 8)))
+        assert read_statistics(path).form == "edm"
 
     def test_a_single_array(self, tmp_path: Path):
         np.save(tmp_path / "mu.npy", MU)

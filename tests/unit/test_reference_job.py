@@ -12,10 +12,10 @@ from fleetstep.config.extractor_text import parse_extractor
 from fleetstep.data.pack import pack_digits
 from fleetstep.errors import DataError, UsageError
 from fleetstep.evaluation.features import load_extractor
-from fleetstep.evaluation.reference_files import Form, read_statistics
+from fleetstep.evaluation.reference_files import read_statistics
 from fleetstep.evaluation.spec import InceptionSpec, Rn20Spec
 from fleetstep.orchestration.measures import wherever_read
-from fleetstep.orchestration.reference_job import reference_set, write_reference
+from fleetstep.orchestration.reference_job import WrittenForm, reference_set, write_reference
 from fleetstep.orchestration.snapshots import reference_images
 from fleetstep.orchestration.sweep_worker import build_worker
 from in_process_cluster import InProcessCluster
@@ -28,7 +28,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written(digits: Path, out: Path, form: Form = "edm", **changes: Any) -> dict[str, Any]:
+def written(digits: Path, out: Path, form: WrittenForm = "edm", **changes: Any) -> dict[str, Any]:
     storage = out.parent / "runs"
     worker = functools.partial(build_worker, storage, (Rn20Spec(),))
     options: dict[str, Any] = {
@@ -75,6 +75,8 @@ def test_what_cannot_be_written_is_refused_before_any_work(digits: Path, tmp_pat
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="--out"):
         written(digits, tmp_path / "folder", cluster=none)
+    with pytest.raises(UsageError, match=r"--form: adm(.|\n)*use one of: edm, clean-fid-kid"):
+        written(digits, tmp_path / "ref.npz", form="adm", cluster=none)  # type: ignore[arg-type]
 
 
 def test_extractors_are_written_as_kinds_or_settings() -> None:

@@ -117,6 +117,18 @@ def test_missing_and_damaged_files_cost_a_sentence_each(
     assert "was not checked against memorisation: the features of its reference are not" in html
 
 
+def test_a_score_under_a_name_that_is_not_its_own_makes_no_page(
+    swept: tuple[dict[str, Any], Path], tmp_path: Path
+):
+    record, storage = swept
+    for changes in ({"metric": "fid50k.clean"}, {"kind": "psnr"}):
+        forged = json.loads(json.dumps(record))
+        forged["cells"][0]["scores"][0].update(changes)
+        with pytest.raises(ComparisonError, match=r"is called fd1k\.fs-rn20|'kind' .* 'psnr'"):
+            write_report(forged, storage, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dataset_that_moved_does_not_stop_the_page(
     swept: tuple[dict[str, Any], Path], tmp_path: Path
 ):

@@ -121,6 +121,22 @@ class TestFigures:
         looks = {p.y: (p.hollow, p.faint, p.label) for p in cells.points}
         assert looks == {1: (False, False, "a"), 1.1: (True, False, ""), 3: (False, True, "")}
 
+    def test_the_front_names_a_solver_where_it_changes(self):
+        points = (("a", 3, 9), ("b(order=2)", 7, 3), ("b(order=2)", 9, 2), ("a", 20, 1))
+        cells = [
+            cell(f"{nfe}", record(solver=solver, nfe=nfe, blocks=[value, value + 0.01]))
+            for solver, nfe, value in points
+        ]
+        contest = only_contest(sweep(*cells))
+        (panel,) = pareto_figure(contest, choose(contest)).panels
+        marks = sorted(panel.series[1].points, key=lambda point: point.x)
+        assert [point.label for point in marks] == ["a", "b", "", "a"]
+
+    def test_the_words_of_a_rule_stand_on_what_is_drawn(self):
+        (panel,) = distances_figure(check()).panels
+        drawn = svg.draw(panel, 400)
+        assert drawn.index("closest 1 % of real") > drawn.rindex("<polyline")
+
     def test_values_below_zero_are_shown_beside_large_ones(self):
         content = demo_sweep({"edm": -0.02, "edm-fdm": -0.05}.__getitem__)
         y = curves_figure(only_contest(content)).panels[0].y
@@ -180,6 +196,12 @@ class TestNeighbours:
         assert "40 of 1,000 images of heun at 9 calls (4.0 %)" in text
         assert "look for copies" in text
 
+    @pytest.mark.parametrize("twins", [0, 5, 20, 900])
+    def test_a_memoriser_is_called_out_whatever_twins_the_real_images_have(self, twins: int):
+        real = np.concatenate([np.zeros(twins), np.linspace(0.5, 2, 1000 - twins)])
+        assert "look for copies" in memory_text(check(generated_n=np.zeros(2000), real_m=real))
+        assert "no sign" in memory_text(check(generated_n=np.linspace(0.6, 2, 2000), real_m=real))
+
     def test_histograms_hold_all_images_in_percent(self):
         (panel,) = distances_figure(check()).panels
         for series in panel.series:
@@ -201,6 +223,20 @@ class TestNeighbours:
     def test_without_images_there_is_no_picture(self):
         with pytest.raises(ValueError, match="at least one generated image"):
             draw_neighbours(check())
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path):
+    """Neither mathematics nor a file name that no file system takes is made of them."""
+    name = r"cost $x_$ and $\foo$ " + "x" * 400
+    rows = (("heun", np.zeros((8, 1, 8, 8), np.uint8)),)
+    report = SweepReport(
+        record=SweepRecord.from_dict(sweep(cell("a", record(name, reference=name)))),
+        grids=(SeedGrid(name, "9", rows),),
+        checks=(check(cell=name, features="$x_$"),),
+    )
+    paths = write_sweep_pictures(report, tmp_path)
+    assert len(paths) == 4
+    assert all(path.stat().st_size > 1000 and len(path.name) < 100 for path in paths)
 
 
 def test_every_picture_is_a_file_and_their_names_are_safe(tmp_path: Path):

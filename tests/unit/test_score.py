@@ -12,10 +12,11 @@ from contracts.metric_contract import sample_of
 from feature_references import on_grid, reference_of
 from fleetstep.errors import ExtractorError
 from fleetstep.evaluation import score as scoring
+from fleetstep.evaluation import spec
 from fleetstep.evaluation.moments import Moments, total
 from fleetstep.evaluation.reference import Reference
-from fleetstep.evaluation.score import Sample, score
-from fleetstep.evaluation.spec import MetricKind
+from fleetstep.evaluation.score import Sample, fewest_real, score
+from fleetstep.evaluation.spec import MetricKind, images_scored
 from lcg_inputs import gauss4
 
 
@@ -47,17 +48,40 @@ class TestScore:
             score(["fid"], made, real)  # type: ignore[list-item]
 
 
-class TestManifoldImages:
+class TestManyImages:
     def test_the_first_images_cut_anew(
         self, made: Sample, real: Reference, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(scoring, "MANIFOLD_IMAGES", 54)
-        kinds: list[MetricKind] = ["precision", "recall", "density", "coverage"]
+        for module in (scoring, spec):
+            monkeypatch.setattr(module, "PAIRED_IMAGES", 54)
+        kinds: list[MetricKind] = ["kid", "precision", "recall", "density", "coverage"]
         few = tuple(np.split(np.concatenate(made.features)[:50], 10))
         assert [len(block) for block in made.first(54)] == [5] * 10
         assert score(kinds, made, real) == score(kinds, Sample(few), real)
+        assert {images_scored(kind, 120, 10) for kind in kinds} == {50}
         # Other metrics see all images.
+        assert images_scored("fd", 120, 10) == 120
         assert score(["fd"], made, real) != score(["fd"], Sample(few), real)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "images"),
+    [
+        (["fd"], 2),
+        (["kid", "recall"], 2),
+        (["precision"], 4),
+        (["density"], 6),
+        (["fd", "coverage", "precision"], 6),
+    ],
+)
+def test_the_fewest_real_images_are_enough_and_one_less_is_not(
+    kinds: list[MetricKind], images: int, made: Sample
+):
+    assert fewest_real(kinds) == images
+    assert score(kinds, made, reference_of(on_grid(gauss4((images, 6), 78)))).keys() == set(kinds)
+    if "kid" not in kinds or images > 2:
+        with pytest.raises(ValueError, match=r"two|neighbours need"):
+            score(kinds, made, reference_of(on_grid(gauss4((images - 1, 6), 78))))
 
 
 class TestRefusals:

@@ -56,6 +56,34 @@ class TestSweep:
         with pytest.raises(ConfigError, match=says):
             sweep(override)
 
+    def test_a_teacher_makes_no_fewer_calls_than_what_it_judges(self):
+        grid = ("solvers=[{kind: euler}, {kind: heun}]", "nfe=[35, 79, 100]")
+        found = refused(*grid, "screen.latents=64")
+        assert found == (
+            "screen.teacher_nfe: must be no fewer calls than the 100 of euler, which it judges, "
+            "got 79; use 101 or more"
+        )
+        assert sweep(*grid, "screen.teacher_nfe=101").screen is not None
+        # Heun cannot make 100 calls, so 79 are the most there are to judge.
+        assert sweep("solvers=[{kind: heun}]", grid[1], "screen.latents=64").screen is not None
+
+    def test_guidance_is_counted_alike_for_the_teacher(self):
+        grid = ("solvers=[{kind: euler}]", "nfe=[100]")
+        assert "the 100 of euler" in refused(*grid, "screen.teacher_nfe=79")
+        guided = "guidance=[{scale: 1.5}]"
+        assert sweep(*grid, guided, "screen.teacher_nfe=79").screen is not None
+        assert "use 51 or more" in refused(*grid, guided, "screen.teacher_nfe=49")
+
+    def test_what_is_not_judged_may_make_more_calls(self):
+        free = "solvers=[{kind: dpmpp_sde}, {kind: rk45}, {kind: heun, s_churn: 10}]"
+        assert sweep(free, "nfe=[101]", "screen.latents=64").screen is not None
+
+    def test_levels_that_are_written_down_are_calls_too(self):
+        levels = ", ".join(str(81 - index) for index in range(81))
+        kind = f"{{kind: euler, schedule: {{kind: levels, sigmas: [{levels}]}}}}"
+        assert "the 80 of euler" in refused(f"solvers=[{kind}]", "screen.latents=64")
+        assert "cannot make exactly 79" in refused(f"screen={{teacher: {kind}}}")
+
     def test_five_mistakes_are_reported_together(self, tmp_path: Path):
         overrides = [
             "nfe=[5, 5]",

@@ -139,6 +139,22 @@ def test_what_publications_call_fid_is_the_plain_value():
     assert found.seeds == Seeds(0, 0, 50_000)
 
 
+def test_other_distances_have_one_value_each():
+    facts = {"extractor": inception_name("clean"), "extractor_sha256": INCEPTION_SHA256}
+    for kind in ("fd_z", "fd_inf"):
+        found = record(kind=kind, **facts)
+        assert found.value != found.raw
+        assert metrics_of([found]) == {f"eval/{found.metric}": found.value}
+
+
+def test_a_score_of_fewer_images_does_not_name_the_run(tracker: Tracker, tmp_path: Path):
+    """Some metrics look at the first images alone."""
+    found = scored(tmp_path, n=50_000, kinds=("fd",))
+    few = replace(found, records=(record(kind="kid", n=10_000), *found.records))
+    record_score(tracker, few, reference="r", parent=None)
+    assert tracker.find_run({"fleetstep.samples": "50000", "fleetstep.seeds": "0:0-49999"})
+
+
 def test_a_parent_is_only_named_where_it_exists(tracker: Tracker, tmp_path: Path):
     folder, said = RunFolder(tmp_path / "edm"), list[str]()
     network = snapshot(tmp_path / "edm")

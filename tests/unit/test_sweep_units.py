@@ -6,8 +6,10 @@ import functools
 import json
 import os
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ from fleetstep.evaluation.jackknife import jackknife
 from fleetstep.evaluation.metrics import frechet
 from fleetstep.evaluation.moments import Moments
 from fleetstep.evaluation.record import ScoreRecord
+from fleetstep.orchestration import measures, references
 from fleetstep.orchestration.cell_scores import CellScore, Measure, score_cell
 from fleetstep.orchestration.cells import Cell, Unit, folder, units_of
 from fleetstep.orchestration.pictures import read_pictures
-from fleetstep.orchestration.references import close_reference, load_reference
+from fleetstep.orchestration.references import close_reference, is_closed, load_reference
 from fleetstep.orchestration.units import (
     Hardware,
     UnitResult,
@@ -31,7 +34,16 @@ from fleetstep.orchestration.units import (
 )
 from fleetstep.sampling.generate import generate
 from fleetstep.sampling.spec import DpmppSdeSpec, HeunSpec, Rk45Spec
-from pixel_sweep import MEASURE, NEAR, REFERENCE, SPACE, PixelFeatures, Sweep, run
+from pixel_sweep import (
+    MEASURE,
+    NEAR,
+    REFERENCE,
+    SPACE,
+    PixelFeatures,
+    Sweep,
+    real_images,
+    run,
+)
 
 UNIT = units_of(REFERENCE, 250)[1]
 HARDWARE = Hardware("Test CPU", 1, "torch 0")
@@ -253,6 +265,22 @@ class TestSweep:
         assert "1 units on Test CPU, torch 0" in mixed.records[0].hardware["mixed"]
         assert all("mixed" not in other.records[0].hardware for other in others)
 
+    def test_hardware_that_made_the_reference_alone_is_said_to_have(self, tmp_path: Path):
+        sweep = Sweep(tmp_path)
+        for unit in units_of(REFERENCE, 250):
+            sweep.worker().run(unit)
+            found = read_unit(tmp_path, unit, SPACE)
+            assert found is not None
+            write_unit(tmp_path, unit, SPACE, replace(found, hardware=HARDWARE))
+        run(sweep.plan.units[3:], sweep.worker())
+        for score in sweep.scores():
+            said = score.records[0].hardware["mixed"].split("; ")
+            assert sorted(part.partition(" on ")[0] for part in said) == [
+                "10 units",
+                "the reference",
+            ]
+            assert "the reference on Test CPU, torch 0" in said
+
     def test_a_wrong_count_of_network_calls_is_refused(self, tmp_path: Path):
         sweep = Sweep(tmp_path)
         run(sweep.plan.units, sweep.worker())
@@ -368,6 +396,21 @@ class TestPictures:
         path.write_bytes(path.read_bytes()[:-1])
         assert read_pictures(tmp_path, cell) is None
 
+    def test_a_plan_that_wants_more_pictures_draws_the_first_units_again(self, tmp_path: Path):
+        first = Sweep(tmp_path, pictures=4)
+        run(first.plan.units, first.worker(pictures=4))
+        assert Sweep(tmp_path, pictures=4).plan.remaining == ()
+        more = Sweep(tmp_path, pictures=16)
+        assert [(unit.source, unit.index) for unit in more.plan.remaining] == [
+            (cell, 0) for cell in more.plan.cells
+        ]
+        run(more.plan.remaining, more.worker(pictures=16))
+        for cell in more.plan.cells:
+            images = read_pictures(tmp_path, cell)
+            assert images is not None
+            assert len(images) == 16
+        assert Sweep(tmp_path, pictures=16).plan.remaining == ()
+
 
 class TestReference:
     def test_statistics_are_computed_once_and_replace_their_units(self, done: Done):
@@ -378,6 +421,92 @@ class TestReference:
         assert found is not None
         assert found.reference.n == 250
         assert found.reference.features().shape == (250, 32)
+
+    def test_units_are_held_one_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        large = replace(REFERENCE, samples=1000)
+        for unit in units_of(large, 1000):
+            write_unit(tmp_path, unit, SPACE, result(unit.index))
+        held: list[weakref.ref[np.ndarray]] = []
+        most = 0
+
+        def counted(*place: Any) -> UnitResult | None:
+            nonlocal most
+            found = read_unit(*place)
+            if found is not None:
+                held.append(weakref.ref(found.features))
+                most = max(most, sum(features() is not None for features in held))
+            return found
+
+        monkeypatch.setattr(references, "read_unit", counted)
+        closed = close_reference(tmp_path, large, SPACE).reference
+        assert most <= 2  # the one that was added, and the one that is read
+        features = np.concatenate([result(index).features for index in range(10)])
+        assert closed.sha256 == Moments.of(features).digest()
+        np.testing.assert_array_equal(closed.features(), features)
+
+    def test_of_many_images_the_kept_ones_are_those_of_their_ids(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        kept = [0, 99, 100, 201, 249]
+        monkeypatch.setattr(references, "kept_ids", lambda samples: kept)
+        sweep = Sweep(tmp_path)
+        run(units_of(REFERENCE, 250), sweep.worker())
+        closed = close_reference(tmp_path, REFERENCE, SPACE).reference
+        whole = PixelFeatures()(real_images(REFERENCE, 0, 250)).features
+        np.testing.assert_array_equal(closed.features(), whole[kept])
+        assert load_reference(tmp_path, REFERENCE, SPACE) is not None
+
+    def test_a_sweep_that_is_overtaken_takes_what_the_other_closed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        sweep = Sweep(tmp_path)
+        run(units_of(REFERENCE, 250), sweep.worker())
+        read = references.read_unit
+
+        def overtaken(*place: Any) -> UnitResult | None:
+            monkeypatch.setattr(references, "read_unit", read)
+            close_reference(tmp_path, REFERENCE, SPACE)
+            return read(*place)
+
+        monkeypatch.setattr(references, "read_unit", overtaken)
+        closed = close_reference(tmp_path, REFERENCE, SPACE)
+        found = load_reference(tmp_path, REFERENCE, SPACE)
+        assert found is not None
+        assert closed.reference.sha256 == found.reference.sha256
+
+    def test_units_of_a_closed_reference_are_not_done_and_those_left_are_removed(
+        self, tmp_path: Path
+    ):
+        both = Sweep(tmp_path, measures=TestSeveralSpaces.measures)
+        units = units_of(REFERENCE, 250)
+        late = both.worker()
+        run(units, both.worker())
+        unit = units[0].path(tmp_path, SPACE)
+        content = unit.read_bytes()
+        close_reference(tmp_path, REFERENCE, SPACE)
+        names = sorted(os.listdir(folder(tmp_path, REFERENCE)))
+        assert sum(name.startswith("unit-") for name in names) == 3  # of the other space
+        assert len(late.run(units[0]).digests) == 1
+        close_reference(tmp_path, REFERENCE, OTHER_SPACE)
+        assert late.run(units[1]).digests == ()
+        assert not list(folder(tmp_path, REFERENCE).glob("unit-*"))
+
+        unit.write_bytes(content)
+        close_reference(tmp_path, REFERENCE, SPACE)
+        assert not unit.exists()
+
+    def test_a_plan_reads_a_closed_reference_once(
+        self, done: Done, monkeypatch: pytest.MonkeyPatch
+    ):
+        asked = []
+
+        def counted(*place: Any) -> bool:
+            asked.append(place)
+            return is_closed(*place)
+
+        monkeypatch.setattr(measures, "is_closed", counted)
+        assert Sweep(done[0].storage).plan.remaining == ()
+        assert asked == [(done[0].storage, REFERENCE, SPACE)]
 
     @pytest.mark.parametrize("part", ["features", "moments"])
     def test_a_damaged_file_is_no_statistics(self, tmp_path: Path, part: str):

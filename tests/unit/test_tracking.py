@@ -204,6 +204,18 @@ def test_the_drivers_points_are_not_repeated_after_a_restart(tracker: Tracker, r
     assert [(p.images_seen, p.value) for p in points] == [(100, 1), (200, 2), (300, 3)]
 
 
+def test_another_value_at_a_step_is_the_curves_last_and_the_one_before_is_kept(
+    tracker: Tracker, run_id: str
+):
+    """A reference or a measure that has changed: the score of a snapshot is another."""
+    for value in (1.0, 2.0, 2.0):
+        tracker.log_metrics(run_id, 100, {"eval/again": value})
+    points = look(tracker, run_id).metrics["eval/again"]
+    assert [(p.images_seen, p.value) for p in points] == [(100, 1), (100, 2)]
+    tracker.log_metrics(run_id, 100, {"eval/again": 1.0})
+    assert tracker._client.get_run(run_id).data.metrics["eval/again"] == 1.0
+
+
 def test_the_drivers_late_points_are_kept(tracker: Tracker, run_id: str):
     """Snapshots are scored in the order in which their scores come."""
     for images in (300, 100, 300, 200):

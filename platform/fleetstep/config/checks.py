@@ -19,6 +19,7 @@ from fleetstep.data.manifest import Manifest, load_manifest
 from fleetstep.data.spec import DataSpec, ExpectsSpec
 from fleetstep.diffusion.spec import check_range, check_strategies
 from fleetstep.errors import ConfigError, DataError
+from fleetstep.evaluation.spec import IMAGE_CHANNELS
 from fleetstep.networks.spec import DiffusersUnetSpec, check_network, takes_augmentation
 from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, SolverSpec
 from fleetstep.spec import Spec
@@ -26,8 +27,6 @@ from fleetstep.training.spec import check_training
 
 Parts: TypeAlias = Mapping[str, Any]
 Check: TypeAlias = Callable[[Parts], list[str]]
-
-_PICTURE_CHANNELS = (1, 3)
 
 
 def cross_checks(model: type[Spec], data_required: bool) -> tuple[Check, ...]:
@@ -225,7 +224,7 @@ def _check_images(parts: Parts, facts: Manifest | ExpectsSpec) -> list[str]:
             f"training.label_dropout: {parts['training'].label_dropout:g} drops class labels, and "
             "the dataset has no classes; use label_dropout: 0"
         )
-    if "grid" in parts and facts.channels not in _PICTURE_CHANNELS:
+    if "grid" in parts and facts.channels not in IMAGE_CHANNELS:
         problems += _check_thresholding(parts["grid"].solver, facts)
     if parts.get("evaluate") is not None:
         problems += sweep_checks.check_evaluated_images(
@@ -233,6 +232,7 @@ def _check_images(parts: Parts, facts: Manifest | ExpectsSpec) -> list[str]:
             parts["data"],
             facts.classes,
             facts.channels,
+            facts.resolution,
             facts.splits if isinstance(facts, Manifest) else (),
         )
     if "grid" in parts and parts["grid"].guidance is not None and facts.classes == 0:

@@ -80,6 +80,13 @@ class MeasureSpec(Spec):
 
     @model_validator(mode="after")
     def _measurable(self) -> Self:
+        features = [spec.model_dump(exclude={"path", "texts"}) for spec in self.extractors]
+        for index, one in enumerate(features):
+            if one in features[:index]:
+                raise ValueError(
+                    f"extractors: {one['kind']} is listed twice; other paths or texts make no "
+                    "other features: leave one"
+                )
         for kind in self.metrics:
             reasons = [unavailable(kind, extractor) for extractor in self.extractors]
             if None not in reasons:

@@ -5,9 +5,11 @@ Each returns problems; a check runs on whatever parts it needs are valid.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,11 +18,10 @@ from fleetstep.config.measure import EvaluateSpec
 from fleetstep.config.sweep import ScreenSpec
 from fleetstep.data.spec import DataSpec
 from fleetstep.errors import SamplingError
+from fleetstep.evaluation.spec import IMAGE_CHANNELS, too_large
 from fleetstep.sampling.spec import AmedSpec, GuidanceSpec, ScheduleSpec, SolverSpec
 from fleetstep.spec import span_images
 from fleetstep.training.spec import TrainingSpec
-
-_PICTURE_CHANNELS = (1, 3)
 
 
 def check_sweep(parts: Mapping[str, Any]) -> list[str]:
@@ -33,9 +34,11 @@ def check_sweep(parts: Mapping[str, Any]) -> list[str]:
     if "solvers" in parts:
         problems += _check_duplicates(parts["solvers"])
         problems += _missing_predictors(parts["solvers"])
-    if parts.get("screen") is not None:
-        problems += _check_teacher(parts["screen"])
-    for name in ("nfe", "schedules", "guidance", "ema", "runs", "extractors"):
+    if (screen := parts.get("screen")) is not None:
+        problems += _check_teacher(screen)
+        if {"solvers", "nfe", "schedules", "guidance"} <= parts.keys():
+            problems += _check_judged(screen, _deterministic_points(parts))
+    for name in ("nfe", "schedules", "guidance", "ema", "runs"):
         problems += _repeated(name, parts.get(name, ()))
     return problems
 
@@ -57,21 +60,32 @@ def check_evaluation(parts: Mapping[str, Any]) -> list[str]:
 
 
 def check_evaluated_images(
-    evaluate: EvaluateSpec, data: DataSpec, classes: int, channels: int, splits: Iterable[str]
+    evaluate: EvaluateSpec,
+    data: DataSpec,
+    classes: int,
+    channels: int,
+    resolution: int,
+    splits: Iterable[str],
 ) -> list[str]:
     """A run's `evaluate` section against its dataset.
 
     Args:
         evaluate, data: sections of the experiment.
-        classes, channels: of the dataset.
+        classes, channels, resolution: of the dataset.
         splits: that it has; empty while it is not there.
     """
     problems = []
-    if channels not in _PICTURE_CHANNELS:
+    if channels not in IMAGE_CHANNELS:
         problems.append(
             f"evaluate: the {channels} channels of the data are latents, and features are of "
             "images with 1 or 3 channels; use evaluate: null"
         )
+    for index, extractor in enumerate(evaluate.extractors):
+        if reason := too_large((resolution, resolution), extractor):
+            problems.append(
+                f"evaluate.extractors.{index}: {reason}; use another extractor (inception, "
+                "dinov2, clip) or evaluate: null"
+            )
     if evaluate.guidance is not None and not classes:
         problems.append(
             f"evaluate.guidance: scale {evaluate.guidance.scale:g} needs class labels, and the "
@@ -127,7 +141,7 @@ def _check_duplicates(solvers: Sequence[SolverSpec]) -> list[str]:
 
 
 def _twice(names: Sequence[str]) -> Iterator[str]:
-    return (name for name, count in sorted(Counter(names).items()) if count > 1)
+    return (name for name, times in sorted(Counter(names).items()) if times > 1)
 
 
 def _on(solver: SolverSpec, schedule: ScheduleSpec | None) -> SolverSpec | None:
@@ -169,10 +183,46 @@ def _missing_predictors(solvers: Sequence[SolverSpec]) -> list[str]:
 
 
 def _check_teacher(screen: ScreenSpec) -> list[str]:
-    if not _takes_nfe(screen.teacher):
-        return []
     found = unreachable(screen.teacher, screen.teacher_nfe)
     return [f"screen.teacher_nfe: {line}" for line in found]
+
+
+def _deterministic_points(parts: Mapping[str, Any]) -> Iterator[tuple[int, SolverSpec]]:
+    """Evaluations of the denoiser in each cell that a teacher judges: guidance's calls are left
+    out, as they are of the teacher's.
+    """
+    for solver in parts["solvers"]:
+        for schedule in parts["schedules"]:
+            walked = _on(solver, schedule)
+            if walked is None or walked.adaptive or walked.stochastic:
+                continue
+            if not _takes_nfe(walked):
+                # A predictor that is not there is named elsewhere.
+                with contextlib.suppress(SamplingError):
+                    yield walked.nfe_for(walked.chosen_schedule.fixed_points or 0), walked
+                continue
+            for guidance in parts["guidance"]:
+                each = 1 if guidance is None else guidance.calls
+                for nfe in parts["nfe"]:
+                    if not unreachable(walked, nfe, guidance):
+                        yield nfe // each, walked
+
+
+def _check_judged(screen: ScreenSpec, points: Iterable[tuple[int, SolverSpec]]) -> list[str]:
+    """The teacher stands for the exact solution: of fewer calls than a cell it would judge better
+    ones as worse.
+    """
+    most, solver = max(points, key=lambda point: point[0], default=(0, None))
+    if solver is None or screen.teacher_nfe >= most:
+        return []
+    remedy = "leave out the cells of more calls"
+    if _takes_nfe(screen.teacher):
+        enough = next(nfe for nfe in count(most) if not unreachable(screen.teacher, nfe))
+        remedy = f"use {enough} or more"
+    return [
+        f"screen.teacher_nfe: must be no fewer calls than the {most} of {solver.label}, which it "
+        f"judges, got {screen.teacher_nfe}; {remedy}"
+    ]
 
 
 def _repeated(name: str, values: Sequence[Any]) -> list[str]:

@@ -7,10 +7,8 @@ Legend: n images, b images of a block, B blocks, K classes.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import xlogy
@@ -21,6 +19,9 @@ from fleetstep.evaluation.moments import Float32, Float64
 
 def inception_score(blocks: Sequence[Float32], *, confidence: float = CONFIDENCE) -> Estimate:
     """The score of all images together, higher is better, between 1 and K.
+
+    Published ones are mostly means over splits of the images (Salimans et al. 2016), which are
+    lower: each split's own mean is fitted to it.
 
     The plain value of few images is too low, because their own mean is fitted to them; the
     jackknife removes that.
@@ -45,40 +46,6 @@ def inception_score(blocks: Sequence[Float32], *, confidence: float = CONFIDENCE
         ],
         confidence=confidence,
     )
-
-
-@dataclass(frozen=True)
-class SplitScores:
-    """Inception Score as it is published: mean over splits of the images.
-
-    Args:
-        mean: over splits.
-        deviation: standard deviation over splits (divisor: their number), which is not the
-            uncertainty of `mean`.
-    """
-
-    mean: float
-    deviation: float
-
-
-def inception_score_of_splits(probabilities_nK: Float32, splits: int = 10) -> SplitScores:
-    """Mean score of consecutive splits of equal size, in the order of the images.
-
-    Ten splits of 50,000 images are the published convention (Salimans et al. 2016), and the
-    splits of 5,000 of Dhariwal & Nichol 2021. Each split's score is lower than that of all images.
-
-    Raises:
-        ValueError: `splits` is not in 1 ... n.
-    """
-    n = len(probabilities_nK)
-    if not 1 <= splits <= n:
-        raise ValueError(f"splits are between 1 and the {n} images, got {splits}")
-    edges = [n * index // splits for index in range(splits + 1)]
-    scores = [
-        _score(part.sum(0, np.float64), _negentropy(part), len(part))
-        for part in (probabilities_nK[a:b] for a, b in itertools.pairwise(edges))
-    ]
-    return SplitScores(float(np.mean(scores)), float(np.std(scores)))
 
 
 def _negentropy(probabilities_nK: Float32) -> float:

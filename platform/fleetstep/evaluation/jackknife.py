@@ -1,4 +1,4 @@
-"""Values with an interval: the jackknife over blocks of samples, and paired differences.
+"""Values with an interval: the jackknife over blocks of samples.
 
 A statistic of n samples is computed again without each of B blocks of them (B is 10 or 20). From
 the values with and without a block follow pseudo-values, one a block, which behave like B
@@ -159,46 +159,4 @@ def _estimate(raw: float, pseudo_values: Sequence[float], confidence: float) -> 
         high=interval.high,
         confidence=confidence,
         pseudo_values=tuple(pseudo_values),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One estimate minus another of the same latents.
-
-    Args:
-        value: mean difference of the pseudo-values.
-        standard_error: of `value`.
-        low, high: Student interval at `confidence`.
-        confidence: probability with which such an interval covers the true difference.
-    """
-
-    value: float
-    standard_error: float
-    low: float
-    high: float
-    confidence: float
-
-
-def paired(a: Estimate, b: Estimate, *, confidence: float = CONFIDENCE) -> Difference:
-    """a - b from the differences of their pseudo-values, block by block.
-
-    Block i of both must hold the same latents. What the two share then cancels, so that a
-    difference needs several times fewer samples than two independent intervals would.
-
-    Raises:
-        ValueError: the estimates have different numbers of blocks.
-    """
-    if a.blocks != b.blocks:
-        raise ValueError(
-            f"a paired difference needs equal blocks, got {a.blocks} and {b.blocks} of them"
-        )
-    differences = [x - y for x, y in zip(a.pseudo_values, b.pseudo_values, strict=True)]
-    interval = student_interval(differences, confidence)
-    return Difference(
-        value=interval.mean,
-        standard_error=interval.standard_error,
-        low=interval.low,
-        high=interval.high,
-        confidence=confidence,
     )

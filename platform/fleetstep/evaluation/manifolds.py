@@ -25,7 +25,7 @@ Legend: n generated images, m real ones, b of a block, r rows of a piece, B bloc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -146,7 +146,7 @@ def manifold_metrics(
         kinds: which.
         blocks: features of generated images in two or more blocks of one size, [b, D].
         reference_mD: features of real images [m, D].
-        radii: `neighbour_radii` of the real images, for every k that is needed.
+        radii: `neighbour_radii` of the real images, for every k of `real_neighbours`.
         neighbours: k of each metric.
         confidence: of the intervals.
 
@@ -157,8 +157,7 @@ def manifold_metrics(
     check_sizes([len(block) for block in blocks])
     count, m = len(blocks), len(reference_mD)
     k_nD, k_mD = quantise(np.concatenate(blocks)), quantise(reference_mD)
-    needed = {neighbours[kind] for kind in kinds if kind != "recall"}
-    real = {k: _RealBalls.of(radii[k], count) for k in sorted(needed)}
+    real = {k: _RealBalls.of(radii[k], count) for k in real_neighbours(kinds, neighbours)}
     generated = (
         _GeneratedBalls.of(k_nD, count, neighbours["recall"], m) if "recall" in kinds else None
     )
@@ -171,6 +170,15 @@ def manifold_metrics(
             if generated is not None:
                 generated.add(block, slice(first + rows.start, first + rows.stop), squared_rm)
     return {kind: _estimate(kind, real, generated, neighbours[kind], confidence) for kind in kinds}
+
+
+def real_neighbours(
+    kinds: Iterable[ManifoldKind], neighbours: Mapping[ManifoldKind, int] = NEIGHBOURS
+) -> list[int]:
+    """Every k whose balls of real images these metrics look at; those of recall are of generated
+    ones.
+    """
+    return sorted({neighbours[kind] for kind in kinds if kind != "recall"})
 
 
 def _estimate(

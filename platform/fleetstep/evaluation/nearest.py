@@ -32,6 +32,12 @@ class Neighbours:
     distance_nK: Float64
 
 
+def distinct(features_nD: Float32) -> Float32:
+    """The rows without those that repeat an earlier one: exact twins are one image."""
+    _, first = np.unique(quantise(features_nD), axis=0, return_index=True)
+    return features_nD[np.sort(first)]
+
+
 def nearest(features_nD: Float32, reference_mD: Float32, count: int) -> Neighbours:
     """The `count` rows of `reference_mD` that are nearest to each row of `features_nD`.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fleetstep.errors import ExtractorError
+from fleetstep.evaluation.spec import IMAGE_CHANNELS
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
@@ -121,7 +122,7 @@ def normalised(
 
 def _check_images(images_nCHW: UInt8) -> None:
     shape = images_nCHW.shape
-    if images_nCHW.dtype != np.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+    if images_nCHW.dtype != np.uint8 or len(shape) != 4 or shape[1] not in IMAGE_CHANNELS:
         raise ExtractorError(
             "images to score are uint8 of shape (n, 1 or 3, height, width), "
             f"got {images_nCHW.dtype} {shape}",

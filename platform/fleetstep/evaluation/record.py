@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
 from fleetstep.errors import DataError
@@ -35,7 +35,7 @@ class ScoreRecord:
         raw: the plain value.
         se: standard error of `value`.
         low, high: ends of the interval of `value` at `confidence`.
-        n: generated images.
+        n: generated images that the metric looked at.
         blocks: jackknife blocks.
         pseudo_values: one a block.
         seeds: which samples.
@@ -49,11 +49,14 @@ class ScoreRecord:
         adaptive: whether the solver chose that number itself.
         guidance: classifier-free guidance; "" for none.
         protocol: the named protocol that was asked for; "" for none.
+        dtype: of the solver's state; "" in records that do not say.
+        texts: SHA-256 of the classes' texts of a CLIP score; "" for other metrics.
         labels: how class labels followed from the seeds.
         extractor, extractor_sha256: the features.
         preprocess: from image to the extractor's input.
         quantisation: from the sampler's numbers to uint8.
-        reference, reference_sha256, reference_n: the real images; digest of their moments.
+        reference, reference_sha256: the real images; digest of their moments.
+        reference_n: real images that the metric looked at; 0 where a file does not say.
         versions: software.
         hardware: CPU or GPU type, threads and build of the machines that computed the features.
     """
@@ -90,6 +93,8 @@ class ScoreRecord:
     adaptive: bool = False
     guidance: str = ""
     protocol: str = ""
+    dtype: str = ""
+    texts: str = ""
 
     def __post_init__(self) -> None:
         name = metric_name(self.kind, self.extractor, self.extractor_sha256, self.n)
@@ -130,10 +135,12 @@ class ScoreRecord:
         """From what `to_dict` gave.
 
         Raises:
-            DataError: a field is missing, unknown or of another type, by name.
+            DataError: a field is missing, unknown or of another type, by name; or the metric's
+                name is not that of its kind, features and n.
         """
         names = {field.name for field in fields(cls)}
-        if missing := sorted(names - values.keys()):
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if missing := sorted(needed - values.keys()):
             raise DataError(
                 f"a score record must hold {', '.join(missing)}", "score the checkpoint again"
             )
@@ -142,7 +149,7 @@ class ScoreRecord:
                 f"a score record does not hold {', '.join(unknown)}",
                 "it may be of a newer version of fleetstep",
             )
-        return cls(**{name: _checked(name, values[name]) for name in sorted(names)})
+        return cls(**{name: _checked(name, values[name]) for name in sorted(values)})
 
 
 def _checked(name: str, value: Any) -> Any:

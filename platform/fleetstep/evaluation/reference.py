@@ -6,13 +6,13 @@ Legend: m kept images, D features.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from fleetstep.errors import ExtractorError
-from fleetstep.evaluation import kernel_distance, manifolds, pairwise
+from fleetstep.evaluation import kernel_distance, pairwise
 from fleetstep.evaluation.metrics import Gaussian
 from fleetstep.evaluation.moments import FRACTION_BITS, Float32, Float64
 
@@ -53,7 +53,9 @@ class Reference:
         A feature that is constant over the reference, to the resolution of the moments, keeps its
         scale: samples in which it varies are still farther away.
         """
-        deviation_D = np.sqrt(np.diagonal(self.gaussian.covariance_DD))
+        # Sums of others in floating point leave a constant feature a variance of about -1e-17.
+        variance_D = np.maximum(np.diagonal(self.gaussian.covariance_DD), 0.0)
+        deviation_D = np.sqrt(variance_D)
         return np.asarray(1 / np.where(deviation_D < 2.0**-FRACTION_BITS, 1.0, deviation_D))
 
     @functools.cached_property
@@ -67,10 +69,20 @@ class Reference:
         return kernel_distance.pair_sum(self.features())
 
     @functools.cached_property
-    def radii(self) -> Mapping[int, Float64]:
-        """Balls around the kept images, by the number of neighbours."""
-        neighbours = sorted(set(manifolds.NEIGHBOURS.values()))
-        return pairwise.neighbour_radii(self.features(), neighbours)
+    def _radii(self) -> dict[int, Float64]:
+        return {}
+
+    def radii(self, neighbours: Collection[int]) -> Mapping[int, Float64]:
+        """Squared radii [m] of the balls around the kept images, by the number of neighbours;
+        computed once.
+
+        Raises:
+            ExtractorError: only statistics are known.
+            ValueError: the kept images are not more than the neighbours.
+        """
+        if missing := sorted(set(neighbours) - self._radii.keys()):
+            self._radii.update(pairwise.neighbour_radii(self.features(), missing))
+        return self._radii
 
     def features(self) -> Float32:
         """Features of the kept images [m, D].

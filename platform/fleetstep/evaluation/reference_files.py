@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -40,6 +41,26 @@ COUNT_KEY = "n"
 TOLERANCE = 1e-6
 """How far a covariance may be from symmetric, and its lowest eigenvalue below zero, over its
 largest one: about what statistics kept in float32 need."""
+
+LARGEST = 2 * 2**30
+"""Bytes that the arrays of a file may take: a covariance of 16,384 features is as large, and so
+are the features of 260,000 images in 2,048 dimensions.
+"""
+
+_DAMAGE: Final = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,  # encrypted
+    NotImplementedError,  # a compression that is not known
+    MemoryError,
+    OverflowError,
+)
+"""What reading a file that nobody can vouch for may raise."""
 
 _PICKLED: Final[frozenset[str]] = frozenset({".pkl", ".pickle", ".pt", ".pth"})
 
@@ -179,6 +200,7 @@ def _refuse_pickles(path: Path) -> None:
 def _arrays(content: bytes, path: Path) -> dict[str, npt.NDArray[Any]]:
     """The arrays that the three forms name, and no others: ADM's files also hold the images."""
     wanted = ("mu", "sigma", "mu_s", "sigma_s", "feats", COUNT_KEY)
+    _refuse_large(content, {f"{name}.npy" for name in wanted}, path)
     try:
         file = np.load(io.BytesIO(content), allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -186,7 +208,7 @@ def _arrays(content: bytes, path: Path) -> dict[str, npt.NDArray[Any]]:
         with file:
             arrays = {name: np.asarray(file[name]) for name in wanted if name in file}
             held = sorted(file.files)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise DataError(
             f"{path} cannot be read as an .npz of numbers: {error}",
             "nothing is unpickled: write it again with numpy.savez from arrays of numbers",
@@ -198,6 +220,24 @@ def _arrays(content: bytes, path: Path) -> dict[str, npt.NDArray[Any]]:
             "give the file of reference statistics, not one of images",
         )
     return arrays
+
+
+def _refuse_large(content: bytes, members: Container[str], path: Path) -> None:
+    """Refuse arrays too large for what they should be before one is unpacked.
+
+    The sizes that a zip declares are also the most that is unpacked of it.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            size = sum(info.file_size for info in file.infolist() if info.filename in members)
+    except _DAMAGE:
+        return  # NumPy says what is wrong with it
+    if size > LARGEST:
+        raise DataError(
+            f"the statistics in {path} may take {LARGEST:,} bytes unpacked, and would take "
+            f"{size:,}",
+            "give features of fewer images, or mu and sigma alone",
+        )
 
 
 def _gaussian(

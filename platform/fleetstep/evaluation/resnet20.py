@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from fleetstep.errors import ExtractorError
 from fleetstep.evaluation.network_extractor import normalised
+from fleetstep.evaluation.spec import Rn20Spec
 
 UInt8 = npt.NDArray[np.uint8]
 
-SIDE = 32
+SIDE = Rn20Spec.largest_side
 WIDTHS = (16, 32, 64)
 FEATURES = sum(WIDTHS)
 """Length of a feature vector: the spatial means after each of the three stages, 16 + 32 + 64."""

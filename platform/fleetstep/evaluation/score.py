@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,18 +19,16 @@ from fleetstep.evaluation.extrapolation import frechet_at_infinity
 from fleetstep.evaluation.inception_score import inception_score
 from fleetstep.evaluation.jackknife import Estimate, check_sizes, jackknife
 from fleetstep.evaluation.kernel_distance import kernel_distance
-from fleetstep.evaluation.manifolds import ManifoldKind, manifold_metrics
+from fleetstep.evaluation.manifolds import ManifoldKind, manifold_metrics, real_neighbours
 from fleetstep.evaluation.metrics import frechet, standardised
 from fleetstep.evaluation.moments import Float32, Moments
 from fleetstep.evaluation.reference import Reference
 from fleetstep.evaluation.spec import (
     NEEDS_PROBABILITIES,
     NEEDS_REFERENCE_FEATURES,
+    PAIRED_IMAGES,
     MetricKind,
 )
-
-MANIFOLD_IMAGES = 10_000
-"""Most images, the first, that precision, recall, density and coverage look at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +70,10 @@ class Sample:
         """Exact moments of each block; their digest names the features."""
         return tuple(Moments.of(block) for block in self.features)
 
+    def paired(self) -> tuple[Float32, ...]:
+        """What metrics of all pairs of images look at."""
+        return self.features if self.n <= PAIRED_IMAGES else self.first(PAIRED_IMAGES)
+
     def first(self, most: int) -> tuple[Float32, ...]:
         """The first images, at most `most`, cut anew into as many blocks of one size."""
         blocks = len(self.features)
@@ -86,6 +88,8 @@ def score(
 ) -> Mapping[MetricKind, Estimate]:
     """The metrics asked for, in that order; what they share is computed once.
 
+    Of very many images some metrics see the first alone: `spec.images_scored`.
+
     Raises:
         ExtractorError: a metric needs what sample or reference do not have (`spec.unavailable`
             says so before anything runs), or features of the two differ in number.
@@ -97,6 +101,14 @@ def score(
         if kind not in found:
             found[kind] = _one(kind, sample, reference)
     return {kind: found[kind] for kind in kinds}
+
+
+def fewest_real(kinds: Iterable[MetricKind]) -> int:
+    """Real images that a reference needs for these metrics."""
+    asked = set(kinds)
+    neighbours = real_neighbours(kind for kind in get_args(ManifoldKind) if kind in asked)
+    # A covariance, and a pair, need two; a neighbourhood all of its neighbours.
+    return max((2, *(k + 1 for k in neighbours)))
 
 
 def _check(kinds: Sequence[MetricKind], sample: Sample, reference: Reference) -> None:
@@ -129,8 +141,8 @@ def _manifolds(
     asked: list[ManifoldKind] = [kind for kind in get_args(ManifoldKind) if kind in kinds]
     if not asked:
         return {}
-    blocks = sample.first(MANIFOLD_IMAGES)
-    return manifold_metrics(asked, blocks, reference.features(), reference.radii)
+    radii = reference.radii(real_neighbours(asked))
+    return manifold_metrics(asked, sample.paired(), reference.features(), radii)
 
 
 def _one(kind: MetricKind, sample: Sample, reference: Reference) -> Estimate:
@@ -142,7 +154,7 @@ def _one(kind: MetricKind, sample: Sample, reference: Reference) -> Estimate:
         case "fd_inf":
             return frechet_at_infinity(reference.gaussian, sample.features)
         case "kid":
-            return kernel_distance(sample.features, reference.features(), reference.kernel_sum)
+            return kernel_distance(sample.paired(), reference.features(), reference.kernel_sum)
         case "is":
             assert sample.probabilities is not None  # _check
             return inception_score(sample.probabilities)

@@ -5,7 +5,7 @@ called. Plain Python.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -47,8 +47,19 @@ NEEDS_REFERENCE_FEATURES: Final[frozenset[str]] = frozenset(
     {"kid", "precision", "recall", "density", "coverage"}
 )
 
+IMAGE_CHANNELS: Final = (1, 3)
+"""Of images that extractors read: grey or RGB. The latents of a VAE have other numbers."""
+
+PAIRED_IMAGES = 10_000
+"""Most generated images, the first, of a metric that compares every image with every other: its
+cost grows with the square of their number.
+"""
+
 ResizeMode = Literal["clean", "legacy_tensorflow"]
 _MODE_TEXT: Final[Mapping[ResizeMode, str]] = {"clean": "clean", "legacy_tensorflow": "tf"}
+
+UNBIASED: Final = ".unbiased"
+"""End of the name of a FID's jackknifed value; without it, the name is the plain value's."""
 
 Quantisation = Literal["round", "truncate"]
 """From the sampler's numbers to uint8: round is floor(127.5 x + 128), as EDM and clean-fid's users
@@ -59,6 +70,7 @@ class Rn20Spec(Spec):
     """The packaged ResNet-20, trained on CIFAR-10: for images of up to 32x32 pixels. Not FID."""
 
     kind: Literal["fs-rn20"] = "fs-rn20"
+    largest_side: ClassVar[int] = 32
 
     @property
     def probabilities(self) -> bool:
@@ -169,6 +181,22 @@ def unavailable(kind: MetricKind, extractor: ExtractorSpec) -> str | None:
     return None
 
 
+def too_large(shape: tuple[int, int], extractor: ExtractorSpec) -> str | None:
+    """Why `extractor` cannot read images of (height, width); None if it can."""
+    if isinstance(extractor, Rn20Spec) and max(shape) > extractor.largest_side:
+        side = extractor.largest_side
+        return (
+            f"{extractor.kind} reads images of up to {side}x{side} pixels, and these are "
+            f"{shape[0]}x{shape[1]}"
+        )
+    return None
+
+
+def images_scored(kind: MetricKind, n: int, blocks: int) -> int:
+    """How many of `n` images a metric looks at: as many in each block."""
+    return min(n, PAIRED_IMAGES) // blocks * blocks if kind in NEEDS_REFERENCE_FEATURES else n
+
+
 def inception_name(resize: ResizeMode) -> str:
     """The extractor's name: resizing is part of it."""
     return f"inception.{_MODE_TEXT[resize]}"
@@ -204,6 +232,6 @@ def metric_name(kind: MetricKind, extractor: str, sha256: str, n: int) -> str:
     for mode, text in _MODE_TEXT.items():
         if (extractor, sha256) == (inception_name(mode), INCEPTION_SHA256):
             verified = {"fd": "fid", "fd_z": "fid_z", "fd_inf": "fid_inf"}.get(kind, kind)
-            unbiased = ".unbiased" if verified == "fid" else ""
+            unbiased = UNBIASED if verified == "fid" else ""
             return f"{verified}{count_text(n)}.{text}{unbiased}"
     return f"{kind}{count_text(n)}.{extractor}@{sha256[:8]}"

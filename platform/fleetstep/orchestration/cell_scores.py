@@ -17,11 +17,16 @@ from fleetstep.evaluation.moments import Float32, total
 from fleetstep.evaluation.record import ScoreRecord, Seeds
 from fleetstep.evaluation.reference import Reference
 from fleetstep.evaluation.score import Sample, score
-from fleetstep.evaluation.spec import MetricKind, metric_name
+from fleetstep.evaluation.spec import (
+    NEEDS_REFERENCE_FEATURES,
+    MetricKind,
+    images_scored,
+    metric_name,
+)
 from fleetstep.orchestration.cells import Cell, FeatureSpace, Unit, folder, guidance_text
 from fleetstep.orchestration.references import KnownReference, read_units
 from fleetstep.orchestration.sweep_solvers import schedule_label, solver_text
-from fleetstep.orchestration.units import Hardware, UnitResult
+from fleetstep.orchestration.units import Hardware, UnitResult, digest_of
 from fleetstep.sampling.generate import labels_of
 
 QUANTISATIONS: Mapping[str, str] = {
@@ -47,6 +52,11 @@ class Measure:
     probabilities: bool = False
     texts: Float32 | None = None
     protocol: str = ""
+
+    @property
+    def texts_sha256(self) -> str:
+        """Digest of the texts; "" without."""
+        return "" if self.texts is None else digest_of(self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +109,7 @@ def score_cell(
         estimates = score(measure.metrics, sample, against.reference)
         facts = _facts(storage, cell, units, results, measure, against)
         records += [
-            _record(kind, estimate, sample.n, measure.space, facts)
+            _record(kind, estimate, cell, units, measure, against.reference, facts)
             for kind, estimate in estimates.items()
         ]
     return CellScore(
@@ -162,11 +172,9 @@ def _facts(
     measure: Measure,
     against: KnownReference,
 ) -> dict[str, object]:
-    """The protocol card: all of a record but its numbers."""
+    """The protocol card: all of a record but its numbers, and what depends on the metric."""
     reference: Reference = against.reference
-    n = sum(unit.count for unit in units)
     return {
-        "seeds": Seeds(cell.namespace, units[0].first, n),
         "run": cell.snapshot.run,
         "checkpoint": cell.snapshot.digest,
         "images_seen": cell.snapshot.images_seen,
@@ -177,6 +185,7 @@ def _facts(
         "adaptive": cell.nfe is None,
         "guidance": guidance_text(cell.guidance),
         "labels": cell.labels,
+        "dtype": cell.dtype,
         "protocol": measure.protocol,
         "extractor": measure.space.name,
         "extractor_sha256": measure.space.sha256,
@@ -184,7 +193,6 @@ def _facts(
         "quantisation": QUANTISATIONS[cell.quantisation],
         "reference": reference.name,
         "reference_sha256": reference.sha256,
-        "reference_n": reference.n,
         "versions": {name: version(name) for name in ("fleetstep", "torch", "numpy")},
         "hardware": _hardware([result.hardware for result in results], against.hardware),
     }
@@ -193,10 +201,15 @@ def _facts(
 def _record(
     kind: MetricKind,
     estimate: Estimate,
-    n: int,
-    space: FeatureSpace,
+    cell: Cell,
+    units: Sequence[Unit],
+    measure: Measure,
+    reference: Reference,
     facts: Mapping[str, object],
 ) -> ScoreRecord:
+    space = measure.space
+    n = images_scored(kind, sum(unit.count for unit in units), estimate.blocks)
+    kept = kind in NEEDS_REFERENCE_FEATURES
     return ScoreRecord(
         metric=metric_name(kind, space.name, space.sha256, n),
         kind=kind,
@@ -207,6 +220,9 @@ def _record(
         high=estimate.high,
         confidence=estimate.confidence,
         n=n,
+        seeds=Seeds(cell.namespace, units[0].first, n),
+        reference_n=len(reference.features()) if kept else reference.n,
+        texts=measure.texts_sha256 if kind == "clip_score" else "",
         blocks=estimate.blocks,
         pseudo_values=estimate.pseudo_values,
         **facts,  # type: ignore[arg-type]
@@ -215,7 +231,8 @@ def _record(
 
 def _hardware(units: Sequence[Hardware], reference: Iterable[Hardware]) -> dict[str, str]:
     """What the score was computed on; `mixed` says so where equal inputs may give unequal bits."""
-    kinds = sorted({*units, *reference})
+    of_reference = frozenset(reference)
+    kinds = sorted({*units, *of_reference})
     facts = {
         "device": " | ".join(sorted({kind.device for kind in kinds})),
         "threads": " | ".join(sorted({str(kind.threads) for kind in kinds})),
@@ -224,6 +241,13 @@ def _hardware(units: Sequence[Hardware], reference: Iterable[Hardware]) -> dict[
     if len(kinds) > 1:
         count = Counter(units)
         facts["mixed"] = "; ".join(
-            f"{count[kind]} units on {kind.device}, {kind.build}" for kind in kinds
+            f"{_share(count[kind], kind in of_reference)} on {kind.device}, {kind.build}"
+            for kind in kinds
         )
     return facts
+
+
+def _share(units: int, reference: bool) -> str:
+    """What was computed on one kind of hardware."""
+    parts = [f"{units} units"] * (units > 0) + ["the reference"] * reference
+    return " and ".join(parts)

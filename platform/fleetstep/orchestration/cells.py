@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fleetstep.evaluation.features import Extractor
-from fleetstep.evaluation.spec import Quantisation
+from fleetstep.evaluation.spec import IMAGE_CHANNELS, Quantisation
 from fleetstep.orchestration.sweep_solvers import StateDtype, solver_text
 from fleetstep.sampling.spec import (
     SIGMA_MAX,
@@ -38,8 +38,6 @@ REFERENCE_FORMAT = 2
 ADAPTIVE_CALLS = 120
 """Calls per image that plans and progress expect of an adaptive solver, which nobody knows before
 it has run: about what FDM's Table 7 counts. Scores hold what was counted."""
-
-_PICTURE_CHANNELS = (1, 3)
 
 LabelRule = Literal["random", "balanced"]
 
@@ -75,7 +73,7 @@ class SnapshotRef:
     @property
     def draws_pictures(self) -> bool:
         """Whether samples are grey or RGB images; the latents of a VAE have other channels."""
-        return self.shape[0] in _PICTURE_CHANNELS
+        return self.shape[0] in IMAGE_CHANNELS
 
 
 @dataclass(frozen=True, kw_only=True)

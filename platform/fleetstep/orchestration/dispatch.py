@@ -46,7 +46,7 @@ class Lease(Generic[U]):
 
     Args:
         units: at least one.
-        deaths: actors that died while they ran this one unit alone.
+        deaths: actors that died, on machines that live, while they ran this one unit alone.
         suspect: the unit was in a lease whose actor died; such a lease holds it alone.
     """
 
@@ -76,8 +76,9 @@ class Ledger(Generic[U]):
 
     Units start in the order given. When an actor dies, which unit of its lease was to blame is not
     known, and those before it may be done and stored: each of them starts again alone, before all
-    others. A death is counted against a unit only where it ran alone, so that a unit that kills
-    its actors is named and its neighbours are not.
+    others. A death is counted against a unit only where it ran alone and its machine lives on,
+    so that a unit that kills its actors is named, and neither its neighbours are nor one whose
+    machines are preempted. What takes machines down is bounded by `max_replacements`.
 
     Args:
         units: the work, in the order in which it shall start.
@@ -154,8 +155,15 @@ class Ledger(Generic[U]):
         self._pending.extendleft(reversed(lease.units[count:]))
         return lease
 
-    def lost(self, actor: int, reason: str) -> Lease[U] | Stop | None:
+    def lost(
+        self, actor: int, reason: str, *, machine_gone: bool = False
+    ) -> Lease[U] | Stop | None:
         """`actor` died for `reason`; the lease that starts again, if it held one.
+
+        Args:
+            actor: it holds nothing any more.
+            reason: for the message of a `Stop`.
+            machine_gone: its machine went with it, as in a preemption: no unit is blamed for that.
 
         A unit that took down `max_attempts` actors alone is taken to be the cause (too much
         memory, a crash in native code): it would take down every other one, so the pool stops and
@@ -168,7 +176,8 @@ class Ledger(Generic[U]):
         for lease in reversed(list(leases)[1:]):  # not begun: no suspicion
             self._return(lease)
         running = leases[0]
-        deaths = running.deaths + 1 if len(running.units) == 1 else 0
+        blamed = len(running.units) == 1 and not machine_gone
+        deaths = running.deaths + blamed
         if deaths >= self._max_attempts:
             return Stop(
                 f"{running.units[0]} lost its actor {deaths} times, "

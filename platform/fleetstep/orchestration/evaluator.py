@@ -8,6 +8,7 @@ finds them done.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -29,7 +30,7 @@ from fleetstep.orchestration.snapshot_queue import Measured, SnapshotQueue
 from fleetstep.orchestration.snapshot_scores import SnapshotScores
 from fleetstep.orchestration.sweep_plan import SweepPlan
 from fleetstep.orchestration.sweep_worker import UnitSummary
-from fleetstep.orchestration.tolerant_worker import Refusal
+from fleetstep.orchestration.tolerant_worker import SECOND_LOOK_S, Refusal
 from fleetstep.orchestration.trainer import Say, tell
 
 NICENESS = 10
@@ -149,9 +150,9 @@ class Evaluator:
         )
 
     def _work(self) -> None:
-        _give_way()
         state: Any = "failed"
         try:
+            _give_way()
             self._scoring.run(
                 on_result=self._take_result,
                 on_event=self._take_notice,
@@ -170,8 +171,11 @@ class Evaluator:
                 "and the same command scores what is missing",
             )
         finally:
-            self._progress.close(state)
-            self._done.set()
+            try:
+                self._progress.close(state)
+            finally:
+                # Whatever happens: `finish` waits for it, and with it the command.
+                self._done.set()
 
     def _feed(self) -> Sequence[Unit] | None:
         if self._stopping.is_set():
@@ -194,7 +198,7 @@ class Evaluator:
         units: list[Unit] = []
         for images_seen, snapshot in fresh.items():
             try:
-                units += self._queue.take(images_seen, snapshot)
+                units += self._take(images_seen, snapshot)
             except CheckpointError as error:
                 self._skip(images_seen, error.message)
         if over:
@@ -202,6 +206,14 @@ class Evaluator:
                 self._skip(images_seen, "the run's folder does not hold it (any more)")
         self._record()
         return units
+
+    def _take(self, images_seen: int, snapshot: Path) -> list[Unit]:
+        """Looked at twice: what a file system shows for a moment is not damage."""
+        try:
+            return self._queue.take(images_seen, snapshot)
+        except (CheckpointError, OSError):
+            time.sleep(SECOND_LOOK_S)
+            return self._queue.take(images_seen, snapshot)
 
     def _known(self) -> set[int]:
         at_work = {*self._queue.open, *(one.images_seen for one in self._measured)}
@@ -320,9 +332,10 @@ def _as_ours(error: Exception) -> FleetstepError:
 
 
 def _give_way() -> None:
-    """Of this thread alone, which only Linux can."""
+    """Of this thread alone, which only Linux can, and not every sandbox allows."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        # Never up: that is forbidden.
-        niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
-        os.setpriority(os.PRIO_PROCESS, thread, niceness)
+        with contextlib.suppress(OSError):
+            # Never up: that is forbidden.
+            niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleetstep.config import EvaluateSpec, Experiment, MeasureSpec, PoolSpec, SweepSpec
+from fleetstep.data.manifest import Manifest
+from fleetstep.durable import sha256_of
 from fleetstep.orchestration import sweep as sweeping
 from fleetstep.orchestration.autoscaling import RayAutoscaler
 from fleetstep.orchestration.cell_scores import CellScore, Measure
 from fleetstep.orchestration.due_snapshots import DueSnapshots
 from fleetstep.orchestration.evaluator import NICENESS, Evaluator, Scoring
-from fleetstep.orchestration.measures import measures_of, wherever_read
+from fleetstep.orchestration.measurable import check_size, check_texts
+from fleetstep.orchestration.measures import check_reference, measures_of, wherever_read
 from fleetstep.orchestration.placement import check_placement
 from fleetstep.orchestration.pool import run_units
 from fleetstep.orchestration.pool_status import StatusFile
-from fleetstep.orchestration.references import reference_of_file
 from fleetstep.orchestration.run_folder import RunFolder
 from fleetstep.orchestration.session import alive_nodes
 from fleetstep.orchestration.snapshot_scores import Asked, SnapshotScores, curve_points
@@ -42,16 +44,25 @@ _SHARED = (
 )
 
 
-def check_evaluation(evaluate: EvaluateSpec) -> list[Measure]:
+def check_evaluation(evaluate: EvaluateSpec, manifest: Manifest) -> list[Measure]:
     """What is measured, once all that it needs was found: hours before the first score.
+
+    Args:
+        manifest: of the dataset that is trained on.
 
     Raises:
         ExtractorError: an extractor's weights are missing or wrong.
         DataError: the reference's file is missing, damaged, or not one of statistics.
+        UsageError: the reference cannot serve these metrics and features, or the texts are not
+            those of the dataset's classes.
     """
-    if evaluate.reference is not None:
-        reference_of_file(Path(evaluate.reference))
-    return measures_of(evaluate)
+    check_reference(evaluate)
+    if evaluate.reference is None:
+        split = evaluate.reference_split
+        check_size(evaluate.metrics, f"split {split} of {manifest.name}", manifest.samples(split))
+    measures = measures_of(evaluate)
+    check_texts(measures, manifest.name, manifest.classes)
+    return measures
 
 
 def check_pool(pool: PoolSpec) -> None:
@@ -107,6 +118,7 @@ def _scoring(
 ) -> Scoring:
     spec = _sweep_of(experiment, evaluate, experiment.folder)
     storage = Path(spec.storage).resolve()
+    reference_name = _reference_name(evaluate)
     worker = functools.partial(
         build_worker,
         storage,
@@ -126,7 +138,7 @@ def _scoring(
             known = plan.reference_of.get(score.cell)
             reference = score.records[0].reference_sha256 if known is None else known.key
             record_score(tracker, score, reference=reference, parent=run_id)
-            points = curve_points(score, _reference_name(evaluate))
+            points = curve_points(score, reference_name)
             tracker.log_metrics(run_id, images_seen, points)
 
     return Scoring(
@@ -158,5 +170,6 @@ def _sweep_of(experiment: Experiment, evaluate: EvaluateSpec, source: Path) -> S
 def _reference_name(evaluate: EvaluateSpec) -> str:
     """What the curves' names say of the reference: nothing of the usual one."""
     if evaluate.reference is not None:
-        return Path(evaluate.reference).stem
+        path = Path(evaluate.reference)
+        return f"{path.stem}-{sha256_of(path)[:8]}"
     return "" if evaluate.reference_split == "train" else evaluate.reference_split

@@ -16,6 +16,7 @@ class FinishedUnits:
     def __init__(self, units: Iterable[Unit]) -> None:
         self._done: set[tuple[str, int]] = set()
         self._leading: dict[tuple[str, int], int] = {}
+        self._counted: _Rounds | None = None
         for unit in units:
             self.add(unit)
 
@@ -42,11 +43,34 @@ class FinishedUnits:
         return leading * work.blocks // per_score
 
     def rounds(self, work: SweepPlan) -> int:
-        """Jackknife blocks that every cell has, over all seed blocks."""
-        return min(
-            sum(self.leading_blocks(work, cell, block) for block in range(work.seed_blocks))
-            for cell in work.cells
-        )
+        """Jackknife blocks that every cell has, over all seed blocks.
+
+        Asked after every unit: the cell that held the last answer back is asked first, and others
+        only once it has gone on, so that a round costs each cell about one question.
+        """
+        counted = self._counted
+        if counted is None or counted.work is not work:
+            counted = self._counted = _Rounds(work)
+        cells = work.cells
+        for step in range(len(cells)):
+            at = (counted.last_cell + step) % len(cells)
+            if self._blocks(work, cells[at]) <= counted.rounds:
+                counted.last_cell = at
+                return counted.rounds
+        counted.rounds = min(self._blocks(work, cell) for cell in cells)
+        return counted.rounds
+
+    def _blocks(self, work: SweepPlan, cell: Cell) -> int:
+        return sum(self.leading_blocks(work, cell, block) for block in range(work.seed_blocks))
+
+
+@dataclass
+class _Rounds:
+    """Rounds that are known to be complete, which only grow, and a cell that has no more."""
+
+    work: SweepPlan
+    rounds: int = 0
+    last_cell: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ def fit(
     manifest = config.manifest_of(experiment)
     facts = facts_of(experiment, manifest)
     evaluate = experiment.evaluate
-    measures = [] if evaluate is None else check_evaluation(evaluate)
+    measures = [] if evaluate is None else check_evaluation(evaluate, manifest)
     store = CheckpointStore(folder.checkpoints)
     if choose_start(store, resume, facts) is None:
         check_leftovers(folder.snapshots, resume, facts)

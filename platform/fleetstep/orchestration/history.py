@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fleetstep.errors import ComparisonError, TrackingError
+from fleetstep.errors import ComparisonError, DataError, TrackingError
+from fleetstep.evaluation.record import ScoreRecord
 from fleetstep.orchestration import tracking_store
 from fleetstep.orchestration.spool import Point
 from fleetstep.orchestration.tracking_store import from_tracker_key
@@ -228,9 +229,25 @@ def score_of(record: Mapping[str, Any]) -> Score:
     """A report's score from the JSON values of an evaluation's score record.
 
     Raises:
-        ComparisonError: a field is missing or damaged.
+        ComparisonError: as `checked`.
     """
-    return Score.from_dict(record)
+    return Score.from_dict(checked(record))
+
+
+def checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON values of a score record, unless nobody could have measured them.
+
+    Raises:
+        ComparisonError: a field is missing or damaged, or the metric's name is not that of its
+            kind, features and n: whoever edits a file makes no FID.
+    """
+    try:
+        ScoreRecord.from_dict(record)
+    except DataError as error:
+        raise ComparisonError(
+            error.message, error.remedy or "the record was edited or damaged: sweep again"
+        ) from error
+    return record
 
 
 def _record(history: History, run: RunHistory) -> RunRecord:

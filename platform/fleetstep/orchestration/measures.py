@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ from fleetstep.evaluation.spec import (
 )
 from fleetstep.orchestration.cell_scores import Measure
 from fleetstep.orchestration.cells import FeatureSpace, ReferenceSet, Unit, space_of
+from fleetstep.orchestration.measurable import check_size
+from fleetstep.orchestration.pictures import lacks_pictures
 from fleetstep.orchestration.references import (
     KnownReference,
     close_reference,
-    load_reference,
+    is_closed,
     reference_of_file,
 )
 from fleetstep.orchestration.units import read_unit
@@ -91,8 +94,8 @@ def check_reference(spec: MeasureSpec) -> None:
 
     Raises:
         DataError: it is missing, damaged, or not one of statistics.
-        UsageError: it lacks the features of real images that a metric needs, or is of another
-            extractor.
+        UsageError: it lacks the features of real images that a metric needs, holds too few of
+            them, or is of another extractor.
     """
     if spec.reference is None:
         return
@@ -105,6 +108,8 @@ def check_reference(spec: MeasureSpec) -> None:
             "holds statistics only",
             f"use metrics: [{', '.join(others or ('fd',))}], or a packed dataset as reference",
         )
+    if reference.features_mD is not None:
+        check_size(spec.metrics, spec.reference, len(reference.features_mD))
     (extractor,) = extractors_of(spec.extractors, spec.metrics)
     if (found := len(reference.gaussian.mean_D)) != extractor.dim:
         raise UsageError(
@@ -114,21 +119,35 @@ def check_reference(spec: MeasureSpec) -> None:
         )
 
 
-def is_finished(storage: Path, measures: Sequence[Measure], unit: Unit) -> bool:
-    """Whether everything that is measured of a unit is there and sound."""
-    return all(_is_measured(storage, measure, unit) for measure in measures)
+class Finished:
+    """Says for one plan whether everything that is wanted of a unit is there and sound.
 
+    Args:
+        storage: where results are.
+        measures: what is measured.
+        pictures: first images of every cell that are kept.
+    """
 
-def _is_measured(storage: Path, measure: Measure, unit: Unit) -> bool:
-    if isinstance(unit.source, ReferenceSet) and load_reference(
-        storage, unit.source, measure.space
-    ):
-        return True
-    result = read_unit(storage, unit, measure.space)
-    if result is None:
-        return False
-    unclassified = result.probabilities is None and not isinstance(unit.source, ReferenceSet)
-    return not (measure.probabilities and unclassified)
+    def __init__(self, storage: Path, measures: Sequence[Measure], pictures: int = 0) -> None:
+        self._storage, self._measures, self._pictures = storage, measures, pictures
+        # A closed reference is read once, not for each of its units.
+        self._is_closed = functools.cache(functools.partial(is_closed, storage))
+
+    def __call__(self, unit: Unit) -> bool:
+        """Whether nothing of `unit` is left to do."""
+        return all(
+            self._is_measured(measure, unit) for measure in self._measures
+        ) and not lacks_pictures(self._storage, unit, self._pictures)
+
+    def _is_measured(self, measure: Measure, unit: Unit) -> bool:
+        source = unit.source
+        if isinstance(source, ReferenceSet) and self._is_closed(source, measure.space):
+            return True
+        result = read_unit(self._storage, unit, measure.space)
+        if result is None:
+            return False
+        unclassified = result.probabilities is None and not isinstance(source, ReferenceSet)
+        return not (measure.probabilities and unclassified)
 
 
 class References:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fleetstep.durable import write_bytes
-from fleetstep.orchestration.cells import Cell, content_hash, pictures_path
+from fleetstep.orchestration.cells import Cell, Unit, content_hash, pictures_path
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -21,6 +21,14 @@ def write_pictures(storage: Path, cell: Cell, images: UInt8) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save({"images": np.ascontiguousarray(images)}, {"cell": content_hash(cell.identity)})
     write_bytes(path, content)
+
+
+def lacks_pictures(storage: Path, unit: Unit, wanted: int) -> bool:
+    """Whether `unit` draws images of which the first `wanted` are to be kept, and are not."""
+    if not isinstance(unit.source, Cell) or unit.index > 0 or not wanted:
+        return False
+    kept = read_pictures(storage, unit.source)
+    return kept is None or len(kept) < min(wanted, unit.count)
 
 
 def read_pictures(storage: Path, cell: Cell) -> UInt8 | None:

@@ -2,7 +2,8 @@
 
 Units go out in leases of a second or so (pool_policy.py). A worker stores each unit's outcome
 itself, so the death of an actor, or its preemption, costs the unit in progress; the other units of
-its lease are found done. A unit that raises stops the pool with that error.
+its lease are found done. A unit that raises stops the pool with that error. An actor that hangs is
+told of and not ended: how long a unit may take is not known.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fleetstep.orchestration.pool_actors import (
     Worker,
 )
 from fleetstep.orchestration.pool_policy import Pace, wanted_actors
+from fleetstep.orchestration.pool_silence import Silence
 from fleetstep.orchestration.pool_status import PoolStatus
 
 U = TypeVar("U")
@@ -33,9 +35,6 @@ R = TypeVar("R")
 
 TICK_S = 1.0
 """Seconds after which the pool looks around whatever happens: for units, machines, idle actors."""
-
-PATIENCE_S = 30.0
-"""Seconds without any event after which the pool says what it is waiting for."""
 
 REFUSAL_S = 5.0
 """Seconds for which the autoscaler must refuse an actor before it is believed."""
@@ -81,7 +80,8 @@ def run_units(
             ever". Without it the units given are all. While there is nothing to do actors idle,
             and after `pool.idle_s` the pool shrinks to `pool.min`.
         nice: added to the niceness of the actors' processes, which is 15 of 19 in Ray already.
-        max_attempts: actors that one unit may take down, alone, before it is blamed.
+        max_attempts: actors that one unit may take down, alone, before it is blamed. Actors that
+            go with their machine do not count.
         max_replacements: actors replaced in a row; by default max(3, 2 * pool.max).
         cluster: the Ray cluster this process is connected to, unless given.
 
@@ -133,13 +133,14 @@ class _Pool:
         self._grows = cluster.autoscaler.grows()
         self._started = 0
         self._starting: set[int] = set()
-        self._ready: dict[int, float] = {}  # and since when each has had nothing to do
+        # And when each was last heard of, or given work when it had none.
+        self._ready: dict[int, float] = {}
         self._most = spec.max
         self._fits = 0
         self._placed: int | None = None
         self._asked = 0
         self._refused_since: float | None = None
-        self._heard = cluster.now()
+        self._silence = Silence(cluster.now())
         self._looked = self._told_at = float("-inf")
         self._told: PoolStatus | None = None
 
@@ -192,7 +193,7 @@ class _Pool:
         now = self._cluster.now()
         self._look_around(now)
         self._resize(now)
-        self._hand_out()
+        self._hand_out(now)
         self._report()
         return True
 
@@ -205,6 +206,7 @@ class _Pool:
         if now - self._looked < TICK_S:
             return
         self._looked = now
+        self._tell_silence(now)
         nodes = self._cluster.nodes()
         self._fits = placeable(
             nodes, cpus=self._spec.cpus_per_actor, gpus=self._spec.gpus_per_actor
@@ -219,6 +221,10 @@ class _Pool:
             self._refused_since = now
         elif now - self._refused_since >= REFUSAL_S:
             self._refuse(nodes)
+
+    def _tell_silence(self, now: float) -> None:
+        if (line := self._silence.line(now, self._ready, self._ledger)) is not None:
+            self._say("waiting", *line)
 
     def _resize(self, now: float) -> None:
         wanted = self._wanted
@@ -249,7 +255,7 @@ class _Pool:
         self._starting.add(actor)
         self._cluster.start(actor)
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, now: float) -> None:
         """One lease to each actor that has none, then a second one where units are short."""
         for ahead in range(self._pace.leases_ahead):
             for actor in self._ready:
@@ -259,6 +265,8 @@ class _Pool:
                     size = self._pace.lease(self._ledger.pending, len(self._ready))
                     lease = self._ledger.assign(actor, size)
                     assert lease is not None  # something is pending
+                    if not ahead:
+                        self._ready[actor] = now
                     self._cluster.submit(actor, lease.units)
 
     def _report(self) -> None:
@@ -283,10 +291,8 @@ class _Pool:
         """Take in what happened."""
         now = self._cluster.now()
         if event is not None:
-            self._heard = now
+            self._silence.heard(now)
         match event:
-            case None:
-                self._silence(now)
             case Ready(actor, pid):
                 self._starting.remove(actor)
                 self._ready[actor] = now
@@ -297,15 +303,8 @@ class _Pool:
                 lease = self._ledger.running(actor)
                 where = f"{lease} failed" if lease else "a worker could not be built"
                 raise _error(where, error) from error
-            case Lost(actor, reason):
-                self._lost(actor, reason)
-
-    def _silence(self, now: float) -> None:
-        if self._ledger.complete:  # nothing to hear of
-            self._heard = now
-        elif now - self._heard >= PATIENCE_S:
-            self._heard = now
-            self._say("waiting", None, "no news: units are long, or the cluster is busy")
+            case Lost():
+                self._lost(event)
 
     def _finished(self, event: Finished, now: float) -> None:
         count = len(event.results)
@@ -318,10 +317,11 @@ class _Pool:
         if event.error is not None:
             raise _error(f"{lease.units[count]} failed", event.error) from event.error
 
-    def _lost(self, actor: int, reason: str) -> None:
+    def _lost(self, event: Lost) -> None:
+        actor, reason = event.actor, event.reason
         self._starting.discard(actor)
         self._ready.pop(actor, None)
-        lease = self._ledger.lost(actor, reason)
+        lease = self._ledger.lost(actor, reason, machine_gone=event.machine_gone)
         again = ""
         if lease is not None and not isinstance(lease, Stop):
             again = f"; {lease} {'starts' if len(lease.units) == 1 else 'start'} again"
@@ -345,6 +345,11 @@ class _Pool:
 def _error(where: str, error: BaseException) -> PoolError:
     if isinstance(error, FleetstepError):
         return PoolError(f"{where}: {error.message}", error.remedy)
+    if isinstance(error, OSError):
+        return PoolError(
+            f"{where}: {type(error).__name__}: {error}",
+            "look at that file system; what is started again does not do finished units again",
+        )
     return PoolError(
         f"{where}: {type(error).__name__}: {error}",
         "trying again would fail the same way; finished units are kept and are not done again",

@@ -11,7 +11,13 @@ from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from fleetstep.orchestration.autoscaling import Autoscaler, RayAutoscaler
 from fleetstep.orchestration.pool_policy import LONGEST_LEASE_S
@@ -67,10 +73,17 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The actor's process or machine is gone."""
+    """The actor's process is gone, or its machine.
+
+    Args:
+        actor: which.
+        reason: as Ray words it.
+        machine_gone: the machine was preempted, died, or cannot be reached.
+    """
 
     actor: int
     reason: str
+    machine_gone: bool = False
 
 
 Event = Ready | Finished | Failed | Lost
@@ -119,13 +132,14 @@ class _Actor:
     def __init__(self, make_worker: Callable[[], Worker[Any, Any]], nice: int) -> None:
         self._make_worker, self._nice = make_worker, nice
 
-    def ready(self) -> int:
+    def ready(self) -> tuple[int, str]:
+        """The process's id, and that of its machine in Ray."""
         import torch
 
         os.nice(self._nice)
         torch.set_num_threads(THREADS)
         self._worker = self._make_worker()
-        return os.getpid()
+        return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def run(self, units: Sequence[Any]) -> tuple[list[Any], float, BaseException | None]:
         """Results of the first units, until one raises or the lease has lasted long enough."""
@@ -177,6 +191,7 @@ class RayCluster:
         # a lease that is done is heard of before the death that followed it.
         self._answers: dict[int, deque[Any]] = {}
         self._starting: set[int] = set()
+        self._machines: dict[int, str] = {}
         self._arrived: deque[tuple[int, Any]] = deque()
 
     @property
@@ -206,6 +221,7 @@ class RayCluster:
         """See `Cluster`. It may have died meanwhile: of what is ended, nothing is heard."""
         del self._answers[actor]
         self._starting.discard(actor)
+        self._machines.pop(actor, None)
         self._arrived = deque(item for item in self._arrived if item[0] != actor)
         ray.kill(self._handles.pop(actor), no_restart=True)
 
@@ -240,10 +256,14 @@ class RayCluster:
         except RayTaskError as error:
             return Failed(actor, error.cause if isinstance(error.cause, BaseException) else error)
         except RayError as error:
+            machine = self._machines.get(actor)
             # An actor that is only unreachable may come back and run its units a second time.
             self.end(actor)
-            return Lost(actor, _reason(error))
-        return Ready(actor, value) if starting else Finished(actor, *value)
+            return Lost(actor, _reason(error), went_with_machine(error, machine, ray.nodes()))
+        if not starting:
+            return Finished(actor, *value)
+        pid, self._machines[actor] = value
+        return Ready(actor, pid)
 
     def close(self) -> None:
         """See `Cluster`."""
@@ -251,7 +271,26 @@ class RayCluster:
             ray.kill(handle, no_restart=True)
         self._handles.clear()
         self._answers.clear()
+        self._machines.clear()
         self._arrived.clear()
+
+
+def went_with_machine(
+    error: RayError, machine: str | None, nodes: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether an actor was lost with its machine, so that its unit is not to blame.
+
+    Args:
+        error: in place of the actor's answer.
+        machine: Ray's id of it; None while the actor had not said.
+        nodes: from `ray.nodes()`, asked after the error: those that Ray still believes in.
+    """
+    if isinstance(error, ActorUnavailableError | NodeDiedError):
+        return True
+    if isinstance(error, RayActorError) and error.preempted:
+        return True
+    alive = {node["NodeID"] for node in nodes if node["Alive"]}
+    return machine is not None and machine not in alive
 
 
 def _reason(error: BaseException) -> str:

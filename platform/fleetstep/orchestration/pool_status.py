@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -41,6 +42,8 @@ class PoolStatus:
 class StatusFile:
     """JSON about work that is going on, whole at every moment, written at most once a second.
 
+    It is a sign of life and no result: what cannot be written, as on a full disk, is left unsaid.
+
     Args:
         path: the file; its folder is made if missing.
         what: the name of the sweep or evaluation.
@@ -79,18 +82,17 @@ class StatusFile:
 
     def _write(self, state: State) -> None:
         self._written = time.monotonic()
-        write_json(
-            self._path,
-            {
-                "format": 1,
-                "what": self._what,
-                "state": state,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "time": time.time(),
-                **self._known,
-            },
-        )
+        content = {
+            "format": 1,
+            "what": self._what,
+            "state": state,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.time(),
+            **self._known,
+        }
+        with contextlib.suppress(OSError):
+            write_json(self._path, content)
 
 
 def _known(

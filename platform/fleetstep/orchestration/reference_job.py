@@ -6,13 +6,13 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fleetstep.config import PoolSpec
 from fleetstep.data.manifest import load_manifest
-from fleetstep.errors import DataError
+from fleetstep.errors import DataError, UsageError
 from fleetstep.evaluation.features import load_extractor
-from fleetstep.evaluation.reference_files import Form, Statistics, write_statistics
+from fleetstep.evaluation.reference_files import Statistics, write_statistics
 from fleetstep.evaluation.spec import ExtractorSpec
 from fleetstep.orchestration.cells import ReferenceSet, Unit, space_of, units_of
 from fleetstep.orchestration.measures import wherever_read
@@ -25,6 +25,10 @@ from fleetstep.orchestration.sweep_worker import UnitSummary, build_worker
 from fleetstep.orchestration.units import read_unit
 
 Say = Callable[[str], None]
+
+WrittenForm = Literal["edm", "clean-fid-kid"]
+"""The forms that can hold what is known of a split."""
+
 _EVERY_S = 5.0
 
 
@@ -52,7 +56,7 @@ def write_reference(
     *,
     split: str,
     extractor: ExtractorSpec,
-    form: Form,
+    form: WrittenForm,
     out: Path,
     storage: Path,
     pool: PoolSpec,
@@ -66,19 +70,24 @@ def write_reference(
         data: folder of a packed dataset.
         extractor: the features.
         form: "edm" holds mean and covariance, which ADM and clean-fid read too; "clean-fid-kid"
-            the features of up to 10,000 evenly spaced images. "adm" would need spatial features,
-            which no extractor here has, and is refused.
+            the features of up to 10,000 evenly spaced images. ADM's own form would need spatial
+            features, which no extractor here has.
         out: an `.npz`.
         storage: root of results, shared by all actors.
         pool, address: who computes, and where.
         cluster: in place of Ray; for tests.
 
     Raises:
-        UsageError: `out` cannot be written.
-        DataError: there is no such dataset or split, or the form needs what is not known.
+        UsageError: `out` cannot be written, or the form cannot hold what is known.
+        DataError: there is no such dataset or split.
         ExtractorError: the extractor's weights are missing or wrong.
         PoolError: a unit failed, or actors died too often.
     """
+    if form not in get_args(WrittenForm):
+        raise UsageError(
+            f"--form: {form} holds more than is known of a split",
+            f"use one of: {', '.join(get_args(WrittenForm))}",
+        )
     output_file("--out", out)
     reference = reference_set(data, split)
     storage = storage.resolve()

@@ -9,7 +9,7 @@ Legend: m kept images, D features.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from fleetstep.durable import write_bytes
 from fleetstep.errors import DataError
 from fleetstep.evaluation.metrics import Gaussian
-from fleetstep.evaluation.moments import Float32, Moments, load_with_facts, total
+from fleetstep.evaluation.moments import Float32, Moments, load_with_facts
 from fleetstep.evaluation.reference import Reference, kept_ids
 from fleetstep.evaluation.reference_files import read_statistics
 from fleetstep.orchestration.cells import FeatureSpace, ReferenceSet, Unit, folder, units_of
@@ -56,27 +56,32 @@ def load_reference(
 def close_reference(storage: Path, reference: ReferenceSet, space: FeatureSpace) -> KnownReference:
     """Add the reference's units up and keep the sum, unless that was done before.
 
+    Units are read one by one: whatever their number, only the sum and the kept features are in
+    memory. Units that are left beside a closed reference are removed.
+
     Raises:
         DataError: a unit is missing or damaged.
     """
-    if (found := load_reference(storage, reference, space)) is not None:
-        return found
-    units = units_of(reference, reference.samples)
-    results = read_units(storage, units, space)
-    hardware = frozenset(result.hardware for result in results)
-    moments = total([Moments.of(result.features) for result in results])
-    features = np.concatenate([result.features for result in results])
-    features = features[kept_ids(reference.samples)]
-    facts = {
-        "reference": json.dumps(_identity(reference, space)),
-        "hardware": json.dumps([asdict(kind) for kind in sorted(hardware)]),
-    }
-    _write_features(storage, reference, space, features)
-    # Last, because its presence says that the reference is closed.
-    moments.save(_moments_path(storage, reference, space), facts)
-    for unit in units:
-        unit.path(storage, space).unlink(missing_ok=True)
-    return KnownReference(_known(reference, moments, features), hardware)
+    found = load_reference(storage, reference, space)
+    if found is None:
+        try:
+            found = _add_up(storage, reference, space)
+        except DataError:
+            # Another sweep may have closed it meanwhile, which removes the units.
+            found = load_reference(storage, reference, space)
+            if found is None:
+                raise
+    for left in folder(storage, reference).glob(f"unit-*.{space.key}.safetensors"):
+        left.unlink(missing_ok=True)
+    return found
+
+
+def is_closed(storage: Path, reference: ReferenceSet, space: FeatureSpace) -> bool:
+    """Whether `load_reference` finds it; costs nothing while it is not there."""
+    return (
+        _moments_path(storage, reference, space).exists()
+        and load_reference(storage, reference, space) is not None
+    )
 
 
 def reference_of_file(path: Path) -> KnownReference:
@@ -87,7 +92,7 @@ def reference_of_file(path: Path) -> KnownReference:
     """
     found = read_statistics(path)
     reference = Reference(
-        name=path.name,
+        name=f"{path.name} {found.sha256[:8]}",
         gaussian=Gaussian(found.mean_D, found.covariance_DD),
         sha256=found.sha256,
         n=found.n,
@@ -102,7 +107,10 @@ def read_units(storage: Path, units: Sequence[Unit], space: FeatureSpace) -> lis
     Raises:
         DataError: one is missing or damaged.
     """
-    results = []
+    return list(_each_unit(storage, units, space))
+
+
+def _each_unit(storage: Path, units: Sequence[Unit], space: FeatureSpace) -> Iterator[UnitResult]:
     for unit in units:
         result = read_unit(storage, unit, space)
         if result is None:
@@ -110,8 +118,32 @@ def read_units(storage: Path, units: Sequence[Unit], space: FeatureSpace) -> lis
                 f"{unit} is missing or damaged at {unit.path(storage, space)}",
                 "start the sweep again: this unit is done again, the others are kept",
             )
-        results.append(result)
-    return results
+        yield result
+
+
+def _add_up(storage: Path, reference: ReferenceSet, space: FeatureSpace) -> KnownReference:
+    """Sum the units and write what is kept of them."""
+    units = units_of(reference, reference.samples)
+    kept = np.array(kept_ids(reference.samples))
+    moments: Moments | None = None
+    rows: list[Float32] = []
+    hardware: set[Hardware] = set()
+    for unit, result in zip(units, _each_unit(storage, units, space), strict=True):
+        part = Moments.of(result.features)
+        moments = part if moments is None else moments + part
+        here = kept[(kept >= unit.first) & (kept < unit.first + unit.count)]
+        rows.append(result.features[here - unit.first])
+        hardware.add(result.hardware)
+    assert moments is not None  # a split has images
+    features = np.concatenate(rows)
+    facts = {
+        "reference": json.dumps(_identity(reference, space)),
+        "hardware": json.dumps([asdict(kind) for kind in sorted(hardware)]),
+    }
+    _write_features(storage, reference, space, features)
+    # Last, because its presence says that the reference is closed.
+    moments.save(_moments_path(storage, reference, space), facts)
+    return KnownReference(_known(reference, moments, features), frozenset(hardware))
 
 
 def _known(reference: ReferenceSet, moments: Moments, features: Float32) -> Reference:

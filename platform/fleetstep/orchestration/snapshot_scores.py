@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetstep.config import EvaluateSpec
-from fleetstep.durable import write_json
+from fleetstep.durable import sha256_of, write_json
 from fleetstep.orchestration.cell_scores import CellScore, Measure
 from fleetstep.orchestration.cells import content_hash, guidance_text
 from fleetstep.orchestration.sweep_records import metrics_of
@@ -32,7 +32,7 @@ class Asked:
 
     Attributes:
         identity: of the experiment whose snapshots they are.
-        measured: digest of how images are drawn and measured.
+        measured: digest of how images are drawn and measured, and of what they are compared with.
         run_id: the tracker's run that has the scores.
     """
 
@@ -44,11 +44,15 @@ class Asked:
     def of(
         cls, evaluate: EvaluateSpec, measures: Iterable[Measure], identity: str, run_id: str
     ) -> Asked:
-        """When snapshots are scored, by whom, and where the weights of extractors lie, does not
-        matter.
+        """When snapshots are scored, by whom, and where the weights of extractors and the
+        reference lie, does not matter; what the reference's file holds, and its name, which the
+        curves bear, do.
         """
         settings = evaluate.model_dump(mode="json", exclude={"every", "pool", "extractors"})
-        settings["spaces"] = [measure.space.key for measure in measures]
+        if evaluate.reference is not None:
+            path = Path(evaluate.reference)
+            settings["reference"] = [path.stem, sha256_of(path)]
+        settings["spaces"] = [measure.space.key + measure.texts_sha256 for measure in measures]
         return cls(identity, content_hash(settings), run_id)
 
 
@@ -100,7 +104,8 @@ def curve_points(score: CellScore, reference: str) -> dict[str, float]:
     """A score as points of the training run's own curves.
 
     A curve is named by the metric and by how images were drawn, as far as that is not the
-    default: "eval/fd1k.fs-rn20.multi112@4dabd2d8/dpmpp-order-2@16", with ".cfg-1.5", ".balanced"
+    default: "eval/fd1k.fs-rn20.multi112@4dabd2d8/dpmpp-order-2@16", "@adaptive" where the
+    number of calls is the solver's choice, with ".cfg-1.5", ".balanced"
     or ".heldout" after the solver and "/slow" at the end for an EMA track of that name.
 
     Args:
@@ -115,9 +120,10 @@ def curve_points(score: CellScore, reference: str) -> dict[str, float]:
         reference,
     ]
     drawn = ".".join(_plain(part) for part in parts if part)
+    calls = "adaptive" if cell.nfe is None else str(cell.nfe)
     track = "" if cell.track == _DEFAULT_TRACK else f"/{_plain(cell.track)}"
     return {
-        f"{metric}/{drawn}@{cell.nfe}{track}": value
+        f"{metric}/{drawn}@{calls}{track}": value
         for metric, value in metrics_of(score.records).items()
     }
 

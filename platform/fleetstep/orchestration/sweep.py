@@ -20,10 +20,11 @@ from fleetstep.orchestration.cell_scores import CellScore, score_cell
 from fleetstep.orchestration.cells import Cell, folder
 from fleetstep.orchestration.finished_units import Progress
 from fleetstep.orchestration.live_scores import Standing
+from fleetstep.orchestration.measurable import check_subject
 from fleetstep.orchestration.measures import (
+    Finished,
     References,
     check_reference,
-    is_finished,
     measures_of,
     wherever_read,
 )
@@ -42,6 +43,7 @@ from fleetstep.orchestration.sweep_plan import (
 )
 from fleetstep.orchestration.sweep_run import SweepRun
 from fleetstep.orchestration.sweep_solvers import Setting, settings_of
+from fleetstep.orchestration.sweep_start import check_start
 from fleetstep.orchestration.sweep_worker import build_worker
 from fleetstep.orchestration.units import Fault, no_fault
 from fleetstep.sampling.spec import AmedSpec, SolverSpec, check_predictor
@@ -106,7 +108,7 @@ def plan(spec: SweepSpec) -> SweepPlan:
 
     Raises:
         UsageError: nothing of the grid can be run, the number of samples makes no whole blocks,
-            or a file of statistics cannot serve.
+            a file of statistics cannot serve, or images cannot be measured as asked.
         SamplingError: a predictor is missing, damaged or changed.
         CheckpointError: a snapshot is missing, damaged, or has no such EMA track.
         DataError: a run's dataset is missing or is not the one it was trained on.
@@ -116,10 +118,13 @@ def plan(spec: SweepSpec) -> SweepPlan:
     solvers = tuple(_wherever_read(solver) for solver in spec.solvers)
     measures = measures_of(spec)
     check_reference(spec)
+    networks = subjects(spec)
+    for network in networks:
+        check_subject(spec, measures, network.snapshot, network.reference)
     settings, skipped = settings_of(solvers, spec.nfe, spec.schedules, spec.guidance)
     screen = spec.screen
     return plan_sweep(
-        subjects(spec),
+        networks,
         settings,
         skipped,
         Rules(
@@ -132,7 +137,7 @@ def plan(spec: SweepSpec) -> SweepPlan:
             quantisation=spec.quantisation,
             teacher=None if screen is None else Setting(screen.teacher, screen.teacher_nfe),
         ),
-        finished=functools.partial(is_finished, storage, measures),
+        finished=Finished(storage, measures, spec.pictures),
     )
 
 
@@ -187,11 +192,13 @@ def sweep(
         cluster: in place of Ray; for tests.
 
     Raises:
+        UsageError: the storage cannot be written, or a sweep of this name is running.
         ResourceError: the pool cannot be placed.
         PoolError: a unit failed, or actors died too often.
     """
     listener = listener or Listener()
     storage = Path(spec.storage).resolve()
+    check_start(spec)
     describe_cells(storage, [*work.cells, *work.teacher_of.values()])
     with SweepRun(
         spec,
@@ -202,7 +209,12 @@ def sweep(
     ) as run:
         _work_off(spec, run, listener, fault, cluster)
         run.sampled()
-        scores = score(spec, run.work, listener.score)
+
+        def scored(found: CellScore) -> None:
+            run.scored()
+            listener.score(found)
+
+        scores = score(spec, run.work, scored)
         minima = minima_of(scores)
         run.check_bounds(scores)
         files = SweepFiles.of(spec)

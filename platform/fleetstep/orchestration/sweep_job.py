@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.table import Table
 
 from fleetstep.config import SweepSpec, resolve_secrets
-from fleetstep.errors import FleetstepError
 from fleetstep.orchestration import sweep as sweeping
 from fleetstep.orchestration.cells import SnapshotRef
 from fleetstep.orchestration.figures import keep_figures
@@ -31,6 +30,7 @@ from fleetstep.orchestration.sweep_plan import SweepPlan
 from fleetstep.orchestration.sweep_preview import preview_plan
 from fleetstep.orchestration.sweep_records import parent_of, record_score
 from fleetstep.orchestration.sweep_report import write_report
+from fleetstep.orchestration.sweep_start import check_start, replaced
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.tracking_store import default_uri
 from fleetstep.reporting.sweep_record import SweepRecord
@@ -49,8 +49,14 @@ def run_sweep(spec: SweepSpec, *, say: Say | None = None, show: Show | None = No
         spec: the sweep's configuration.
         say: where lines go: the cost before it starts, then progress; None keeps quiet.
         show: where tables of all cells go while it runs; None shows none.
+
+    Raises:
+        FleetstepError: as `sweep.plan` and `sweep.sweep`.
     """
+    check_start(spec)
     plan = sweeping.plan(spec)
+    if say is not None and (line := replaced(spec, plan)):
+        say(line)
     tracker = Tracker(
         tracking_uri(spec.tracking.uri, Path(spec.storage)), spec.tracking.experiment
     )
@@ -69,8 +75,11 @@ def run_sweep(spec: SweepSpec, *, say: Say | None = None, show: Show | None = No
         except KeyboardInterrupt:
             screen.interrupted()
             raise
+    parents = _record(tracker, result, say)
     page = _page(spec, say)
-    _record(tracker, spec, result, page, say)
+    if page is not None:
+        for run_id in parents:
+            tracker.log_artifact(run_id, page, f"sweeps/{spec.name}")
     return replace(result, page=page)
 
 
@@ -88,10 +97,8 @@ def _machines_to_measure_on(
     return contextlib.nullcontext()
 
 
-def _record(
-    tracker: Tracker, spec: SweepSpec, result: SweepResult, page: Path | None, say: Say | None
-) -> None:
-    """Scores, the training runs' figures, and the sweep's page."""
+def _record(tracker: Tracker, result: SweepResult, say: Say | None) -> list[str]:
+    """Scores, and the training runs' figures; the runs that the scores are nested under."""
     parents: dict[str, str | None] = {}
     folders: dict[str, RunFolder] = {}
     for score in result.scores:
@@ -112,8 +119,7 @@ def _record(
     for place, run_id in parents.items():
         if run_id is not None and place in folders:
             keep_figures(tracker, run_id, folders[place].figures, say)
-        if run_id is not None and page is not None:
-            tracker.log_artifact(run_id, page, f"sweeps/{spec.name}")
+    return [run_id for run_id in parents.values() if run_id is not None]
 
 
 def _home(snapshot: SnapshotRef) -> str:
@@ -127,9 +133,9 @@ def _page(spec: SweepSpec, say: Say | None) -> Path | None:
     try:
         record = json.loads(files.scores.read_text(encoding="utf-8"))
         return write_report(record, Path(spec.storage).resolve(), files.report)
-    except (FleetstepError, OSError) as error:
+    except Exception as error:
         if say is not None:
-            say(f"  the page of the sweep was not written: {error}")
+            say(f"  the page of the sweep was not written: {type(error).__name__}: {error}")
         return None
 
 

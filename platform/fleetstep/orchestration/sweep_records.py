@@ -15,6 +15,7 @@ from typing import Any
 from fleetstep.errors import DataError, TrackingError
 from fleetstep.evaluation.minimum import Minimum
 from fleetstep.evaluation.record import ScoreRecord
+from fleetstep.evaluation.spec import UNBIASED
 from fleetstep.orchestration.cell_scores import CellScore
 from fleetstep.orchestration.cells import Cell, SnapshotRef, guidance_text
 from fleetstep.orchestration.history import SCORES, History
@@ -42,7 +43,7 @@ def record_score(
         parent: the run that it is nested under.
         minima: over the seed blocks of the cell; they belong to the first.
     """
-    cell, samples = score.cell, score.records[0].n
+    cell, samples = score.cell, _widest(score).n
     measured = {"samples": str(samples), "reference": reference}
     place = {
         "fleetstep.cell": cell.key,
@@ -73,9 +74,9 @@ def metrics_of(records: Sequence[ScoreRecord], minima: Sequence[Minimum] = ()) -
     metrics = {f"eval/{record.metric}": record.value for record in records}
     # What publications call FID is the plain value.
     metrics |= {
-        f"eval/{record.metric.removesuffix('.unbiased')}": record.raw
+        f"eval/{record.metric.removesuffix(UNBIASED)}": record.raw
         for record in records
-        if record.metric.startswith("fid")
+        if record.metric.endswith(UNBIASED)
     }
     return metrics | {f"eval/{minimum.metric}": minimum.minimum for minimum in minima}
 
@@ -111,10 +112,15 @@ def _exact_run(tracker: Tracker, snapshot: SnapshotRef) -> str:
     return run_id
 
 
+def _widest(score: CellScore) -> ScoreRecord:
+    """The record of most images: some metrics look at the first alone."""
+    return max(score.records, key=lambda record: record.n)
+
+
 def _name(score: CellScore) -> str:
     cell = score.cell
     guided = f" {guidance_text(cell.guidance)}" if cell.guidance is not None else ""
-    block = f" seeds {score.records[0].seeds}" if score.seed_block else ""
+    block = f" seeds {_widest(score).seeds}" if score.seed_block else ""
     return (
         f"{solver_text(cell.solver)} nfe={cell.nfe or 'adaptive'}{guided} "
         f"@ {cell.snapshot.images_seen}{block}"
@@ -131,7 +137,7 @@ def _params(cell: Cell) -> dict[str, str]:
 
 def _protocol(score: CellScore) -> dict[str, str]:
     """The protocol card as tags, as far as cells differ in it."""
-    cell, record = score.cell, score.records[0]
+    cell, record = score.cell, _widest(score)
     return {
         "fleetstep.seeds": str(record.seeds),
         "fleetstep.ema": cell.track,

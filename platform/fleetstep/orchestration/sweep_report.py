@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from fleetstep.config import SweepSpec
 from fleetstep.errors import DataError, FleetstepError
 from fleetstep.evaluation.moments import Float32
-from fleetstep.evaluation.nearest import nearest
+from fleetstep.evaluation.nearest import distinct, nearest
 from fleetstep.evaluation.reference import kept_ids
 from fleetstep.orchestration.cells import UNIT, FeatureSpace, ReferenceSet
+from fleetstep.orchestration.history import checked
 from fleetstep.orchestration.references import load_reference
 from fleetstep.orchestration.snapshots import reference_images
 from fleetstep.orchestration.sweep import subjects
@@ -64,10 +65,14 @@ def write_report(record: Mapping[str, Any], storage: Path, out: Path) -> Path:
         out: a folder; made if missing.
 
     Raises:
-        ComparisonError: the record is damaged or of another version.
+        ComparisonError: the record is damaged or of another version, or a score's name is not
+            that of its kind, features and n.
         OSError: a file cannot be written.
     """
     sweep = SweepRecord.from_dict(record)
+    for entry in record["cells"]:
+        for score in entry["scores"]:
+            checked(score)
     judged = contests(sweep)
     grids = tuple(_grids(storage, sweep, judged))
     missing = [] if grids or not judged else ["No pictures of samples were kept."]
@@ -140,7 +145,8 @@ def _check(
     images_nCHW = _pictures(storage, shipped, _CHECKED)
     shown = 0 if images_nCHW is None else min(len(images_nCHW), len(generated_nD))
     found = nearest(generated_nD, real_mD, min(_NEIGHBOURS, len(real_mD)))
-    asked = kept_ids(len(real_mD), _REAL)
+    apart_mD = distinct(real_mD)
+    asked = kept_ids(len(apart_mD), _REAL)
     return NeighbourCheck(
         cell=name_of(shipped, contest),
         images_nCHW=(
@@ -150,7 +156,7 @@ def _check(
         distance_nK=found.distance_nK[:shown],
         generated_n=found.distance_nK[:, 0],
         # The first neighbour of a real image among the real ones is itself.
-        real_m=nearest(real_mD[asked], real_mD, 2).distance_nK[:, 1],
+        real_m=nearest(apart_mD[asked], apart_mD, 2).distance_nK[:, 1],
         features=score.extractor,
     )
 

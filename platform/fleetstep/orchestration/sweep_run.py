@@ -15,7 +15,7 @@ from fleetstep.config import ScreenSpec, SweepSpec
 from fleetstep.orchestration.cell_scores import CellScore
 from fleetstep.orchestration.cells import Unit
 from fleetstep.orchestration.finished_units import FinishedUnits, Pace, Progress
-from fleetstep.orchestration.live_scores import LiveScores, Looks, Standing, leading_blocks
+from fleetstep.orchestration.live_scores import LiveScores, Looks, Standing
 from fleetstep.orchestration.measures import References, measures_of
 from fleetstep.orchestration.pool_status import PoolStatus, State, StatusFile
 from fleetstep.orchestration.screening import Screened, Verdict, bounds, screen, write_screen
@@ -31,7 +31,8 @@ class SweepRun:
         spec: the sweep's configuration.
         work: from `plan(spec)`.
         on_progress: told after every unit.
-        on_standings: told of all cells after every round, and at the end of an interrupted sweep.
+        on_standings: told of all cells now and then, and at the end of an interrupted sweep of
+            what the last look saw.
         on_dropped: told of the cells that screening leaves out.
     """
 
@@ -58,6 +59,7 @@ class SweepRun:
         self._status = StatusFile(self._files.status, spec.name)
         self._pool = PoolStatus()
         self._verdict: Verdict | None = None
+        self._sampled = False
 
     @property
     def dropped(self) -> tuple[Screened, ...]:
@@ -98,6 +100,15 @@ class SweepRun:
     def sampled(self) -> None:
         """Everything is sampled: from here on, scores are of everything."""
         self._looks.close()
+        self._sampled, self._pool = True, PoolStatus()
+        # A new writer holds nothing back: the whole count is there while the first score is
+        # computed.
+        self._status = StatusFile(self._files.status, self._spec.name)
+        self._tell()
+
+    def scored(self) -> None:
+        """One more score is there."""
+        self._tell()
 
     def check_bounds(self, scores: Sequence[CellScore]) -> None:
         """Note beside the ranking whether the survivors' scores agree with it."""
@@ -107,6 +118,8 @@ class SweepRun:
         write_screen(self._files.screen, self._spec.screen, self._verdict, found)
 
     def __enter__(self) -> Self:
+        if self._spec.screen is None:
+            self._files.screen.unlink(missing_ok=True)  # what an earlier sweep of the name left
         self._tell()
         return self
 
@@ -121,9 +134,10 @@ class SweepRun:
             state = "failed" if issubclass(kind, Exception) else "interrupted"
         try:
             self._looks.close()
-            if state == "interrupted":
-                blocks = leading_blocks(self.work, self._finished)
-                self._publish(self._live.look(self.work, blocks))
+            # Whoever interrupts does not wait for scores; and once all is sampled, the file that
+            # is there may hold more than the first metrics of some blocks.
+            if state == "interrupted" and not self._sampled:
+                self._publish_last_look()
         finally:
             self._status.close(state)
 
@@ -153,6 +167,12 @@ class SweepRun:
     def _publish(self, standings: Sequence[Standing]) -> None:
         write_standings(self._files.scores, self._spec, self.work, standings, dropped=self.dropped)
         self._on_standings(standings)
+
+    def _publish_last_look(self) -> None:
+        """Nothing known takes the place of nothing only."""
+        standings = self._live.known(self.work)
+        if any(one.score is not None for one in standings) or not self._files.scores.exists():
+            self._publish(standings)
 
     def _tell(self) -> None:
         progress = self._pace.progress()

@@ -95,7 +95,15 @@ def measure_speed(spec: SweepSpec, work: SweepPlan) -> Speed | str:
     except ray.exceptions.GetTimeoutError:
         ray.cancel(answer, force=True)
         return f"not measured: no GPU was free for {PLACEMENT_S:g} s"
+    except ray.exceptions.RayError as error:  # an estimate is no reason to end a sweep
+        return f"not measured: the probe failed: {_first_line(error)}"
     return found
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "cause", None)
+    lines = str(cause or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def probe(spec: SweepSpec, work: SweepPlan, device_name: str) -> Speed:

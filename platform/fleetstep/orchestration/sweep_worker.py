@@ -9,7 +9,7 @@ import functools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from fleetstep.orchestration.cells import (
     space_of,
 )
 from fleetstep.orchestration.measures import classifies, extractors_of
-from fleetstep.orchestration.pictures import read_pictures, write_pictures
+from fleetstep.orchestration.pictures import lacks_pictures, write_pictures
+from fleetstep.orchestration.references import is_closed
 from fleetstep.orchestration.snapshots import load_denoiser, reference_images
 from fleetstep.orchestration.units import (
     Fault,
@@ -57,7 +58,8 @@ class UnitSummary:
     """What an actor tells the driver: the results themselves are in files.
 
     Args:
-        digests: SHA-256 of the features in each space, in the sweep's order.
+        digests: SHA-256 of the features in each space, in the sweep's order; none of a reference
+            that is closed.
         nfe: network calls per image, counted; the mean over batches for an adaptive solver.
         calls_made: those that were made: fewer where cells share their first call.
         seconds: time the work took; 0 when the files were there already.
@@ -120,25 +122,38 @@ class SweepWorker:
         self._denoiser_of, self._images_of = denoiser_of, images_of
         self._device, self._pictures, self._fault = device, pictures, fault
         self._networks: OrderedDict[tuple[str, str], _Network] = OrderedDict()
+        self._closed: set[tuple[ReferenceSet, FeatureSpace]] = set()
 
     def run(self, unit: Unit) -> UnitSummary:
         """Do the unit but for what is there; its files are whole when this returns."""
         started = time.perf_counter()
-        found = {
-            space: self._found(unit, space, extractor) for space, extractor in self._extractors
+        wanted = {
+            space: extractor
+            for space, extractor in self._extractors
+            if not self._is_closed(unit, space)
         }
-        results = [result for result in found.values() if result is not None]
-        if len(results) == len(self._extractors) and not self._wants_pictures(unit):
-            return self._summary(unit, results, 0.0)
+        found = {space: self._found(unit, space, extractor) for space, extractor in wanted.items()}
+        if None not in found.values() and not self._wants_pictures(unit):
+            return _summary(found.values(), 0.0)
         images, nfe, calls_made = self._images(unit)
         self._keep_pictures(unit, images)
-        for space, extractor in self._extractors:
+        for space, extractor in wanted.items():
             if found[space] is None:
                 found[space] = self._measure(
                     unit, space, extractor, images, nfe, calls_made, started
                 )
-        results = [result for result in found.values() if result is not None]
-        return self._summary(unit, results, time.perf_counter() - started)
+        return _summary(found.values(), time.perf_counter() - started)
+
+    def _is_closed(self, unit: Unit, space: FeatureSpace) -> bool:
+        """Whether another sweep closed the unit's reference since this one was planned: it would
+        be done for nobody.
+        """
+        if not isinstance(unit.source, ReferenceSet):
+            return False
+        place = (unit.source, space)
+        if place not in self._closed and is_closed(self._storage, *place):
+            self._closed.add(place)
+        return place in self._closed
 
     def _found(self, unit: Unit, space: FeatureSpace, extractor: Extractor) -> UnitResult | None:
         """A sound result, unless it lacks class probabilities that are wanted."""
@@ -170,15 +185,8 @@ class SweepWorker:
         write_unit(self._storage, unit, space, result, self._fault)
         return result
 
-    def _summary(self, unit: Unit, results: Sequence[UnitResult], seconds: float) -> UnitSummary:
-        digests = tuple(result.digest for result in results)
-        return UnitSummary(digests, results[0].nfe, results[0].calls_made, seconds, os.getpid())
-
     def _wants_pictures(self, unit: Unit) -> bool:
-        if not isinstance(unit.source, Cell) or unit.index > 0 or not self._pictures:
-            return False
-        kept = read_pictures(self._storage, unit.source)
-        return kept is None or len(kept) < min(self._pictures, unit.count)
+        return lacks_pictures(self._storage, unit, self._pictures)
 
     def _keep_pictures(self, unit: Unit, images: UInt8) -> None:
         if isinstance(unit.source, Cell) and self._wants_pictures(unit):
@@ -217,6 +225,16 @@ class SweepWorker:
             self._networks[key] = _Network(self._denoiser_of(cell.snapshot, cell.track))
         self._networks.move_to_end(key)
         return self._networks[key]
+
+
+def _summary(found: Iterable[UnitResult | None], seconds: float) -> UnitSummary:
+    """What is told of a unit's results: they agree on the calls, and are none where its reference
+    is closed.
+    """
+    results = [result for result in found if result is not None]
+    nfe, calls_made = (results[0].nfe, results[0].calls_made) if results else (0.0, 0.0)
+    digests = tuple(result.digest for result in results)
+    return UnitSummary(digests, nfe, calls_made, seconds, os.getpid())
 
 
 def build_worker(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Literal
 from fleetstep.addresses import redacted
 from fleetstep.errors import TrackingError, UnknownRunError
 from fleetstep.orchestration import tracking_store
+from fleetstep.orchestration.termination import sigterm_as_exit
 from fleetstep.orchestration.tracking_store import to_tracker_key
 
 _log = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ class Tracker:
                 own exception is the one that matters and goes on.
         """
         try:
-            with _sigterm_as_exit():
+            with sigterm_as_exit():
                 yield
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
@@ -142,7 +141,8 @@ class Tracker:
 
     def log_metrics(self, run_id: str, images_seen: int, metrics: Mapping[str, float]) -> None:
         """Record values of the driver's own, such as scores; repeated points are dropped, and late
-        ones, below a curve's last, are not.
+        ones, below a curve's last, are not. Another value at a step replaces the one before as
+        the curve's: the tracker keeps both, and the last one counts.
 
         For single values: it asks the tracker what it has. Training logs through `MetricLogger`.
         """
@@ -154,7 +154,7 @@ class Tracker:
             fresh = [
                 Metric(key, value, now, images_seen)
                 for key, value in keys.items()
-                if images_seen not in self._logged(run_id, key)
+                if self._logged(run_id, key).get(images_seen) != value
             ]
             if fresh:
                 self._client.log_batch(run_id, fresh, synchronous=True)
@@ -252,8 +252,10 @@ class Tracker:
             )
         return run
 
-    def _logged(self, run_id: str, key: str) -> set[int]:
-        return {point.step for point in self._client.get_metric_history(run_id, key)}
+    def _logged(self, run_id: str, key: str) -> dict[int, float]:
+        """The last value at each step."""
+        points = self._client.get_metric_history(run_id, key)
+        return {point.step: point.value for point in sorted(points, key=lambda p: p.timestamp)}
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -307,23 +309,3 @@ def _filter(tags: Mapping[str, str]) -> str:
                 f"a tag that is searched for must not hold ' or `, got {text!r}", "rename it"
             )
     return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-
-
-@contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit(143), where nobody else has taken it and Python allows."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -37,6 +37,9 @@ _LABEL_SHARE = 0.22
 _NAME = 40
 """Characters of a run's name in a legend."""
 
+_TITLE = 60
+"""Characters above a panel, which may be a run's name too."""
+
 
 def write_plots(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     """Write every figure that the records allow as `<key>.png` into an existing folder.
@@ -59,6 +62,8 @@ def write_plot(figure: Figure, path: Path) -> None:
     """Draw one figure, at most three panels in a row, under its title and above its legend."""
     with mpl.rc_context():
         matplotlib.style.use("default")
+        # Names are shown as they are: two "$" in one would start mathematics.
+        mpl.rcParams["text.parse_math"] = False
         sheet = _draw(figure)
         # No software version in the file: the same records give the same bytes.
         FigureCanvasAgg(sheet).print_png(str(path), metadata={"Software": None})
@@ -118,7 +123,7 @@ def _height(panel: Panel) -> float:
 
 
 def _draw_panel(axes: Any, panel: Panel) -> None:
-    axes.set_title(panel.title, loc="left", fontsize=11, color=INK, pad=8)
+    axes.set_title(_short(panel.title, _TITLE), loc="left", fontsize=11, color=INK, pad=8)
     _draw_axis(axes, axes.xaxis, panel.x, axes.set_xlim, axes.set_xscale)
     _draw_axis(axes, axes.yaxis, panel.y, axes.set_ylim, axes.set_yscale)
     axes.set_xlabel(panel.x.title, fontsize=10, color=QUIET)
@@ -139,6 +144,8 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
                 va="top",
                 fontsize=8.5,
                 color=QUIET,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                zorder=5,
             )
     for series in panel.series:
         _draw_series(axes, panel, series)
@@ -201,10 +208,13 @@ def _label(axes: Any, panel: Panel, point: Point) -> None:
 
 def _legend_handle(run: str, slot: int) -> Line2D:
     colour, marker = _look(slot)
-    # "$" would start mathematics, a leading "_" would hide the entry.
-    name = run if len(run) <= _NAME else run[: _NAME - 1] + "…"
-    text = " " + name.replace("$", r"\$")
+    # A leading "_" would hide the entry.
+    text = f" {_short(run, _NAME)}"
     return Line2D([], [], color=colour, marker=marker, markersize=6, linewidth=1.8, label=text)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _look(slot: int) -> tuple[str, str]:

@@ -20,6 +20,8 @@ CONFIDENCE = 0.95
 HIGHER_IS_BETTER = frozenset({"is", "precision", "recall", "density", "coverage", "clip_score"})
 """Kinds of metric of which more is better; of distances less is."""
 
+_USUAL_DTYPE = "float64"
+
 HELD_OUT_LOSS = "held_out/loss"
 """Metric name: denoising error of the averaged weights on fixed held-out images and noise, EDM-
 weighted.
@@ -84,6 +86,7 @@ class Cell:
     Args:
         nfe: network calls per image; 0 where the solver chooses them itself, so that two runs meet
             in one cell however many calls each took.
+        dtype: of the solver's state; "" where a record does not say.
     """
 
     solver: str
@@ -92,6 +95,7 @@ class Cell:
     labels: str = ""
     ema: str = ""
     guidance: str = ""
+    dtype: str = ""
 
     @property
     def calls(self) -> str:
@@ -102,13 +106,20 @@ class Cell:
     def title(self) -> str:
         """For people: "heun, NFE 19", "heun, NFE 38, cfg 1.5"."""
         return ", ".join(
-            part for part in (self.solver, f"NFE {self.calls}", self.guidance) if part
+            part
+            for part in (self.solver, f"NFE {self.calls}", self.guidance, self._unusual_dtype)
+            if part
         )
 
     @property
     def place(self) -> str:
         """The same without words, for rows of a figure: "heun 38 cfg 1.5"."""
-        return " ".join(part for part in (self.solver, self.calls, self.guidance) if part)
+        parts = (self.solver, self.calls, self.guidance, self._unusual_dtype)
+        return " ".join(part for part in parts if part)
+
+    @property
+    def _unusual_dtype(self) -> str:
+        return "" if self.dtype == _USUAL_DTYPE else self.dtype
 
 
 @dataclass(frozen=True, order=True)
@@ -131,6 +142,7 @@ class Protocol:
     reference_sha256: str
     preprocess: str
     quantisation: str
+    texts: str = ""
 
     @property
     def higher_is_better(self) -> bool:
@@ -148,7 +160,7 @@ class Protocol:
     @property
     def of_samples(self) -> Protocol:
         """What all metrics of the same images in the same features share."""
-        return replace(self, metric="", kind="")
+        return replace(self, metric="", kind="", texts="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +180,8 @@ class Score:
         adaptive: whether the solver chose that number itself.
         guidance: classifier-free guidance; "" for none.
         protocol_name: the published protocol that was asked for; "" for none.
+        dtype: of the solver's state; "" where a record does not say.
+        texts: SHA-256 of the classes' texts of a CLIP score; "" for other metrics.
         versions: software name -> version.
         hardware: what the score was computed on: fact -> text.
     """
@@ -203,12 +217,21 @@ class Score:
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, str] = field(default_factory=dict)
     adaptive: bool = False
+    dtype: str = ""
+    texts: str = ""
 
     @property
     def cell(self) -> Cell:
-        """Solver, schedule, NFE, labels rule, EMA track and guidance."""
-        nfe = 0 if self.adaptive else self.nfe
-        return Cell(self.solver, self.schedule, nfe, self.labels, self.ema, self.guidance)
+        """Solver, schedule, NFE, labels rule, EMA track, guidance and dtype."""
+        return Cell(
+            self.solver,
+            self.schedule,
+            0 if self.adaptive else self.nfe,
+            self.labels,
+            self.ema,
+            self.guidance,
+            self.dtype,
+        )
 
     @property
     def shortfall(self) -> float:
@@ -234,6 +257,7 @@ class Score:
             self.reference_sha256,
             self.preprocess,
             self.quantisation,
+            self.texts,
         )
 
     @classmethod
@@ -294,7 +318,7 @@ _TEXTS = (
     "quantisation",
     "guidance",
 )
-_OPTIONAL_TEXTS = ("extractor", "reference")
+_OPTIONAL_TEXTS = ("extractor", "reference", "dtype", "texts")
 
 
 def _text(value: Any) -> str:

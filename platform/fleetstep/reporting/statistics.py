@@ -26,6 +26,7 @@ _PROTOCOL = {
     "blocks": "the number of jackknife blocks",
     "seeds": "the sample seeds",
     "preprocess": "the preprocessing",
+    "texts": "the texts of the classes (SHA-256)",
     "quantisation": "the quantisation",
     "labels": "the labels rule",
 }
@@ -34,6 +35,7 @@ _CELL = {
     "schedule": "the schedule",
     "calls": "the number of network calls",
     "guidance": "the guidance",
+    "dtype": "the solver's dtype",
 }
 
 

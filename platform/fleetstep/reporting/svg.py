@@ -57,6 +57,7 @@ def draw(panel: Panel, width: float) -> Markup:
         *_x_ticks(frame),
         *_rules(frame),
         *(_series(frame, series) for series in panel.series),
+        *_rule_texts(frame),
         element(
             "text",
             panel.x.title,
@@ -104,11 +105,19 @@ def _rules(frame: _Frame) -> Iterator[Markup]:
         if rule.axis == "y":
             y = frame.y(rule.value)
             yield element("line", x1=frame.left, x2=frame.right, y1=y, y2=y, class_="rule")
-            yield element("text", rule.text, x=frame.left + 5, y=y + 13, class_="rule-text")
         else:
             x = frame.x(rule.value)
             yield element("line", x1=x, x2=x, y1=frame.top, y2=frame.bottom, class_="rule")
-            yield element("text", rule.text, x=x + 5, y=frame.top + 11, class_="rule-text")
+
+
+def _rule_texts(frame: _Frame) -> Iterator[Markup]:
+    """Above the series, which would be drawn over them."""
+    for rule in frame.panel.rules:
+        if rule.axis == "y":
+            x, y = frame.left + 5, frame.y(rule.value) + 13
+        else:
+            x, y = frame.x(rule.value) + 5, frame.top + 11
+        yield element("text", rule.text, x=x, y=y, class_="rule-text")
 
 
 def _series(frame: _Frame, series: Series) -> Markup:

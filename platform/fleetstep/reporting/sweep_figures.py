@@ -63,6 +63,7 @@ def pareto_figure(contest: Contest, choice: Choice) -> Figure:
     beyond = len(contest.candidates) - len(near.candidates)
     x, y = _axes(near)
     front = {id(step.candidate) for step in choice.front}
+    labels = _front_labels(choice)
     tied = {id(tie) for step in choice.front for tie in step.ties}
     line = tuple(Point(s.candidate.score.nfe, s.candidate.score.value) for s in choice.front)
     series = [Series("Pareto front", 0, line, marks=False)]
@@ -78,7 +79,7 @@ def pareto_figure(contest: Contest, choice: Choice) -> Figure:
                 hollow=id(one) in tied,
                 faint=id(one) not in front | tied,
                 interval=id(one) in front,
-                label=one.score.solver.partition("(")[0] if id(one) in front else "",
+                label=labels.get(id(one), ""),
             )
             for one in mine
         )
@@ -97,6 +98,19 @@ def pareto_figure(contest: Contest, choice: Choice) -> Figure:
     )
     panel = Panel("All networks and solvers", x, y, tuple(series), _floor(y))
     return Figure("pareto", f"What {metric} each number of calls buys", caption, (panel,))
+
+
+def _front_labels(choice: Choice) -> dict[int, str]:
+    """The solver's name beside the front's marks where it changes along the front: neighbours of
+    one name would be written over each other.
+    """
+    labels: dict[int, str] = {}
+    before = ""
+    for step in choice.front:
+        solver = step.candidate.score.solver.partition("(")[0]
+        if solver != before:
+            labels[id(step.candidate)] = before = solver
+    return labels
 
 
 def _near_the_front(contest: Contest, choice: Choice) -> Contest:

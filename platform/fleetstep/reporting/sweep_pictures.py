@@ -13,6 +13,9 @@ from fleetstep.reporting.sweep_figures import curves_figure, pareto_figure
 from fleetstep.reporting.sweep_page import SweepReport
 from fleetstep.reporting.sweep_record import contests
 
+_NAME = 60
+"""Characters of a network's name in a file's: file systems take 255 bytes."""
+
 
 def write_sweep_pictures(report: SweepReport, folder: Path) -> tuple[Path, ...]:
     """Write every figure and grid as a PNG into an existing folder.
@@ -32,7 +35,7 @@ def write_sweep_pictures(report: SweepReport, folder: Path) -> tuple[Path, ...]:
             paths.append(folder / f"{figure.key}{number}.png")
             write_plot(figure, paths[-1])
     for place, grid in enumerate(report.grids, start=1):
-        network = re.sub(r"[^A-Za-z0-9._-]+", "-", grid.network).strip("-.")
+        network = re.sub(r"[^A-Za-z0-9._-]+", "-", grid.network)[:_NAME].strip("-.")
         paths.append(folder / f"seeds{place:02d}-{network}-{grid.calls}.png")
         draw_seeds(grid).save(paths[-1], format="PNG")
     for place, check in enumerate(report.checks, start=1):

@@ -34,7 +34,7 @@ _KINDS = {
     "clip_score": "CLIP score",
 }
 _CARDS = {
-    "kid": "squared kernel distance of all images, unbiased; lower is better.",
+    "kid": "squared kernel distance, unbiased, over all pairs; lower is better.",
     "is": "Inception Score in these features' own classes; higher is better.",
     "precision": "share of generated images within the real ones' manifold; higher is better.",
     "recall": "share of real images within the generated ones' manifold; higher is better.",
