@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from documents import missing_links, missing_presets, missing_tests, named_presets, named_tests
 from fleetstep.config import SweepSpec
 from fleetstep.config.measure import EvaluateSpec, PoolSpec
 from fleetstep.config.solver_text import parse_solver
@@ -45,20 +46,9 @@ ROWS = {
 }
 
 
-def defined_in(file: str) -> set[str]:
-    path = ROOT / "tests" / file
-    source = path.read_text() if path.is_file() else ""
-    return set(re.findall(r"^ *(?:def|class) (\w+)", source, re.MULTILINE))
-
-
 def test_every_named_test_is_there():
-    named = re.findall(r"([\w/]+\.py)((?:::\w+)+)", TEXT)
-    assert len(named) > 100
-    assert len(named) == TEXT.count(".py::")
-    missing = [
-        file + names for file, names in named if not set(names.split("::")[1:]) <= defined_in(file)
-    ]
-    assert missing == []
+    assert len(named_tests(TEXT)) > 100
+    assert missing_tests(TEXT) == []
 
 
 @pytest.mark.parametrize("kind", get_args(MetricKind))
@@ -118,15 +108,12 @@ def test_numbers_are_those_of_the_code():
 
 
 def test_every_named_preset_is_there():
-    presets = ROOT / "pipelines" / "presets"
-    named = re.findall(r"(?:`|pipelines/presets/)([\w*/-]+\.yaml)\b", TEXT)
-    assert len(named) > 2
-    assert [pattern for pattern in named if not [*presets.glob(pattern)]] == []
+    assert len(named_presets(TEXT)) > 2
+    assert missing_presets(TEXT) == []
 
 
 def test_every_image_and_link_is_there():
-    links = re.findall(r"\]\(([^)#]+)", TEXT)
-    assert [link for link in links if not (ROOT / "docs" / link).is_file()] == []
+    assert missing_links(TEXT) == []
 
 
 @pytest.mark.parametrize("line", CONFIGS)

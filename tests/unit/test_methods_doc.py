@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from documents import missing_presets, missing_tests, named_presets, named_tests
 from fleetstep.config.specs import GridSpec
 from fleetstep.data.spec import DataSpec
 from fleetstep.diffusion.spec import ProcessSpec, StrategySpec
@@ -28,20 +29,9 @@ CONFIGS = re.findall(rf"^    ((?:{'|'.join(SECTIONS)}): .*)$", TEXT, re.MULTILIN
 DIFFERENCES = [f"F{i}" for i in range(1, 15)] + [f"S{i}" for i in range(1, 14)]
 
 
-def defined_in(file: str) -> set[str]:
-    path = ROOT / "tests" / file
-    source = path.read_text() if path.is_file() else ""
-    return set(re.findall(r"^ *(?:def|class) (\w+)", source, re.MULTILINE))
-
-
 def test_every_named_test_is_there():
-    named = re.findall(r"([\w/]+\.py)((?:::\w+)+)", TEXT)
-    assert len(named) > 100
-    assert len(named) == TEXT.count(".py::")
-    missing = [
-        file + names for file, names in named if not set(names.split("::")[1:]) <= defined_in(file)
-    ]
-    assert missing == []
+    assert len(named_tests(TEXT)) > 100
+    assert missing_tests(TEXT) == []
 
 
 @pytest.mark.parametrize("union", [ProcessSpec, StrategySpec, NetworkSpec])
@@ -57,10 +47,8 @@ def test_every_difference_has_one_row_that_decides_and_one_with_its_tests(number
 
 
 def test_every_named_preset_is_there():
-    presets = ROOT / "pipelines" / "presets"
-    named = re.findall(r"`([\w*/-]+\.yaml)`", TEXT)
-    assert len(named) > 20
-    assert [pattern for pattern in named if not [*presets.glob(pattern)]] == []
+    assert len(named_presets(TEXT)) > 20
+    assert missing_presets(TEXT) == []
 
 
 @pytest.mark.parametrize("line", CONFIGS)

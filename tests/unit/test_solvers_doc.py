@@ -9,6 +9,14 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from documents import (
+    links,
+    missing_links,
+    missing_presets,
+    missing_tests,
+    named_presets,
+    named_tests,
+)
 from fleetstep.config.solver_text import parse_solver
 from fleetstep.sampling.spec import ALIASES, ScheduleSpec, SolverSpec, StudentSpec
 
@@ -24,24 +32,13 @@ DIFFERENCES = [
 ]
 
 
-def defined_in(file: str) -> set[str]:
-    path = ROOT / "tests" / file
-    source = path.read_text() if path.is_file() else ""
-    return set(re.findall(r"^ *(?:def|class) (\w+)", source, re.MULTILINE))
-
-
 def kinds(union: Any) -> list[str]:
     return [spec.model_fields["kind"].default for spec in get_args(get_args(union)[0])]
 
 
 def test_every_named_test_is_there():
-    named = re.findall(r"([\w/]+\.py)((?:::\w+)+)", TEXT)
-    assert len(named) > 100
-    assert len(named) == TEXT.count(".py::")
-    missing = [
-        file + names for file, names in named if not set(names.split("::")[1:]) <= defined_in(file)
-    ]
-    assert missing == []
+    assert len(named_tests(TEXT)) > 100
+    assert missing_tests(TEXT) == []
 
 
 @pytest.mark.parametrize("union", [SolverSpec, ScheduleSpec, StudentSpec])
@@ -78,16 +75,13 @@ def test_differences_are_numbered_without_a_gap():
 
 
 def test_every_named_preset_is_there():
-    presets = ROOT / "pipelines" / "presets"
-    named = re.findall(r"(?:`|pipelines/presets/)([\w*/-]+\.yaml)\b", TEXT)
-    assert len(named) > 5
-    assert [pattern for pattern in named if not [*presets.glob(pattern)]] == []
+    assert len(named_presets(TEXT)) > 5
+    assert missing_presets(TEXT) == []
 
 
 def test_every_image_and_link_is_there():
-    links = re.findall(r"\]\(([^)#]+)", TEXT)
-    assert sum(link.endswith(".png") for link in links) == 4
-    assert [link for link in links if not (ROOT / "docs" / link).is_file()] == []
+    assert sum(link.endswith(".png") for link in links(TEXT)) == 4
+    assert missing_links(TEXT) == []
 
 
 @pytest.mark.parametrize("line", CONFIGS)

@@ -63,7 +63,9 @@ def page(comparison: Comparison) -> str:
         *(_figure_section(comparison, figure) for figure in drawn.values()),
         *samples_section(comparison),
         *config_section(comparison),
-        *protocol_section(comparison),
+        *protocol_section(
+            [score for sweep in comparison.sweeps for score in sweep.scores.values()]
+        ),
         *environment_section(comparison),
     ]
     title = headline(comparison)

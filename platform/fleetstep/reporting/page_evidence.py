@@ -116,11 +116,10 @@ def config_section(comparison: Comparison) -> Iterator[Section]:
     yield "config", "Configuration", content
 
 
-def protocol_section(comparison: Comparison) -> Iterator[Section]:
+def protocol_section(scores: Sequence[Score]) -> Iterator[Section]:
     """What the numbers are and are not: one card for all metrics of the same samples."""
-    if not comparison.sweeps:
+    if not scores:
         return
-    scores = [score for sweep in comparison.sweeps for score in sweep.scores.values()]
     content = element(
         "section",
         element("h2", "How the scores were measured"),

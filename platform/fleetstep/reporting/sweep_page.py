@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fleetstep.reporting.neighbours import (
     draw_neighbours,
     memory_text,
 )
-from fleetstep.reporting.page_evidence import Section, protocol_cards
+from fleetstep.reporting.page_evidence import Section, protocol_section
 from fleetstep.reporting.seed_grids import SeedGrid, draw_seeds
 from fleetstep.reporting.shipping import (
     Choice,
@@ -81,7 +81,7 @@ def sweep_page(report: SweepReport) -> str:
         *_seeds(report.grids),
         *_memory(report.checks),
         _cells(report, judged),
-        *_protocols(record),
+        *protocol_section(record.scores),
     ]
     title = ship_text(judged[0][1], judged[0][0]) if judged else "Nothing is scored yet"
     if len(judged) > 1:
@@ -222,22 +222,6 @@ def _cells(report: SweepReport, judged: Sequence[tuple[Contest, Choice]]) -> Sec
         id="cells",
     )
     return "cells", "All cells", content
-
-
-def _protocols(record: SweepRecord) -> Iterable[Section]:
-    if record.scores:
-        content = element(
-            "section",
-            element("h2", "How the scores were measured"),
-            element(
-                "p",
-                "Scores of different protocols are never ranked against each other.",
-                class_="quiet",
-            ),
-            *protocol_cards(record.scores),
-            id="protocol",
-        )
-        yield "protocol", "Protocol", content
 
 
 def _png(image: Image.Image) -> bytes:
