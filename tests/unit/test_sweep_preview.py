@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from fleetstep.config import SweepSpec
@@ -191,7 +192,8 @@ class TestCost:
         assert isinstance(speed, Speed)
         assert speed.measured == "by finished units of this hardware"
 
-    def test_a_gpu_is_not_guessed_from_a_cpu(self, small: Path):
+    def test_a_gpu_is_not_guessed_from_a_cpu(self, small: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
         spec = sweep(small, pool={"gpus_per_actor": 1})
         work = sweeping.plan(spec)
         answer = measure_speed(spec, work)

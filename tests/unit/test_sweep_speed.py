@@ -10,6 +10,7 @@ import ray
 from ray import exceptions
 
 from fleetstep.config import SweepSpec
+from fleetstep.orchestration import sweep_speed
 from fleetstep.orchestration.sweep_speed import measure_speed
 from pixel_sweep import Sweep
 
@@ -43,6 +44,7 @@ def test_a_probe_that_fails_is_no_measurement(
         raise error
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(sweep_speed, "alive_nodes", lambda: [{"CPU": 2.0, "GPU": 1.0}])
     monkeypatch.setattr(ray, "remote", lambda **options: Task())
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "cancel", lambda answer, force: None)
@@ -54,3 +56,40 @@ def test_a_probe_that_fails_is_no_measurement(
     assert found.startswith("not measured: ")
     assert said in found
     assert "\n" not in found
+
+
+class Growing:
+    """An autoscaler in place of Ray's."""
+
+    def __init__(self, answer: bool) -> None:
+        self.answer = answer
+
+    def __call__(self, *, cpus: float, gpus: float) -> Growing:
+        assert gpus == 1
+        return self
+
+    def grows(self) -> bool:
+        return self.answer
+
+
+def test_a_probe_waits_for_a_gpu_only_where_one_may_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def get(answer: str, timeout: float) -> Any:
+        raise exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(sweep_speed, "alive_nodes", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(ray, "remote", lambda **options: Task())
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "cancel", lambda answer, force: None)
+    spec = SweepSpec.model_validate(
+        {"runs": ["runs/near"], "pool": {"max": 1, "gpus_per_actor": 1}}
+    )
+    plan = Sweep(tmp_path).plan
+    monkeypatch.setattr(sweep_speed, "RayAutoscaler", Growing(False))
+    assert (
+        measure_speed(spec, plan) == "not measured: no machine of the cluster has an actor's GPU"
+    )
+    monkeypatch.setattr(sweep_speed, "RayAutoscaler", Growing(True))
+    assert measure_speed(spec, plan) == "not measured: no GPU was free for 60 s"

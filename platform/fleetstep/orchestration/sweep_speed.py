@@ -18,10 +18,12 @@ import torch
 from fleetstep.config import SweepSpec
 from fleetstep.evaluation.network_extractor import NetworkExtractor, UInt8
 from fleetstep.exactness import exact_on_cuda
+from fleetstep.orchestration.autoscaling import RayAutoscaler
 from fleetstep.orchestration.cells import Cell, ReferenceSet, SnapshotRef, Unit, space_of
 from fleetstep.orchestration.measures import extractors_of
+from fleetstep.orchestration.placement import placeable
 from fleetstep.orchestration.pool_actors import THREADS
-from fleetstep.orchestration.session import worker_environment
+from fleetstep.orchestration.session import alive_nodes, worker_environment
 from fleetstep.orchestration.snapshots import load_denoiser
 from fleetstep.orchestration.sweep_plan import SweepPlan
 from fleetstep.orchestration.units import read_unit, this_hardware
@@ -83,6 +85,9 @@ def measure_speed(spec: SweepSpec, work: SweepPlan) -> Speed | str:
         return probe(spec, work, "cpu")
     if not ray.is_initialized():
         return "not measured: that needs a GPU of the cluster, and nothing was started"
+    asked = {"cpus": spec.pool.cpus_per_actor, "gpus": spec.pool.gpus_per_actor}
+    if placeable(alive_nodes(), **asked) == 0 and not RayAutoscaler(**asked).grows():
+        return "not measured: no machine of the cluster has an actor's GPU"
     task = ray.remote(
         num_cpus=spec.pool.cpus_per_actor,
         num_gpus=spec.pool.gpus_per_actor,
