@@ -12,6 +12,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 PYTEST := $(BIN)/python -m pytest
+# Processes of the fast tier; a file's tests stay together, in order.
+TESTERS ?= 2
 
 .PHONY: help install demo test test-cluster test-browser test-soak check bench clean
 help: ## this list
@@ -32,7 +34,7 @@ demo: $(READY) ## the main job on real images, end to end
 	$(BIN)/python pipelines/demo.py
 
 test: $(READY) ## fast tier: under 8 minutes on 2 cores
-	$(PYTEST) -m "not cluster and not browser and not soak and not gpu"
+	$(PYTEST) -n $(TESTERS) --dist loadfile -m "not cluster and not browser and not soak and not gpu"
 
 test-cluster: $(READY) ## faults and restarts on local Ray clusters
 	$(PYTEST) -m "cluster and not soak"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -82,4 +83,6 @@ def write_inception(path: Path, seed: int = 0) -> None:
         # Classes that differ: without it every probability is about 1/1008.
         nn.init.normal_(network.output.weight, std=2.0)
         nn.init.normal_(network.output.bias, std=2.0)
-        torch.jit.save(torch.jit.script(network), path)
+        # DeepSpeed's stage 3 leaves a function of its own there, which TorchScript cannot hold.
+        with mock.patch.object(F, "linear", torch._C._nn.linear):
+            torch.jit.save(torch.jit.script(network), path)
