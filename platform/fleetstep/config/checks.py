@@ -6,12 +6,19 @@ are valid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from fleetstep.addresses import ADVICE, SCHEMES, is_tracker, redacted
-from fleetstep.config import amed, diffusers_checks, sweep_checks
+from fleetstep.config import (
+    amed,
+    diffusers_checks,
+    search_checks,
+    search_probes,
+    sweep_checks,
+)
+from fleetstep.config.problems import Check, Parts
+from fleetstep.config.search import SearchSpec
 from fleetstep.config.secrets import SECRET, resolve_secrets
 from fleetstep.config.specs import Experiment, GridSpec
 from fleetstep.config.sweep import SweepSpec
@@ -25,18 +32,21 @@ from fleetstep.sampling.spec import SIGMA_MAX, SIGMA_MIN, SolverSpec
 from fleetstep.spec import Spec
 from fleetstep.training.spec import check_training
 
-Parts: TypeAlias = Mapping[str, Any]
-Check: TypeAlias = Callable[[Parts], list[str]]
-
 
 def cross_checks(model: type[Spec], data_required: bool) -> tuple[Check, ...]:
     """The checks of a tree; `data_required`: a missing dataset, or the missing run of a network
     to train a predictor for, is a problem in any case.
     """
+
+    def checks_of_trials(kind: type[Spec]) -> tuple[Check, ...]:
+        return cross_checks(kind, data_required)
+
     if model is Experiment:
         return (*_EXPERIMENT, _check_presence) if data_required else _EXPERIMENT
     if model is amed.AmedExperiment:
         return (*_AMED, amed.check_presence) if data_required else _AMED
+    if model is SearchSpec:
+        return (*_SEARCH, partial(search_probes.check_trials, checks_of=checks_of_trials))
     return _SWEEP if model is SweepSpec else ()
 
 
@@ -295,6 +305,7 @@ _EXPERIMENT: tuple[Check, ...] = (
     _check_tracking,
     _check_storage,
 )
+_SEARCH: tuple[Check, ...] = (*search_checks.SEARCH, _check_tracking, _check_storage)
 _SWEEP: tuple[Check, ...] = (sweep_checks.check_sweep, _check_tracking, _check_storage)
 _AMED: tuple[Check, ...] = (
     amed.check_batch,

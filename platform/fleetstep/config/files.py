@@ -13,6 +13,10 @@ from fleetstep.errors import ConfigError
 BASE = "base"
 # A published number stands for exactly the file it is written in.
 _NOT_INHERITED = frozenset({"published"})
+# Sections that are trees of their own, based on files of their own; what is said beside them, of
+# the whole, is not inherited: a trial's name is the search's affair.
+_NESTED = frozenset({"trial"})
+_OF_THE_WHOLE = _NOT_INHERITED | {"name", "storage", "tracking"}
 # Sections whose kinds are settings of one model: another kind keeps the other settings.
 _OF_ONE_MODEL = frozenset({"optimizer"})
 
@@ -22,7 +26,8 @@ def read(path: Path) -> dict[str, Any]:
 
     `base: other.yaml`, relative to the file, names the file beneath. Sections merge key by key; a
     section whose `kind` is another model (process, network, solver, ...) replaces the one beneath,
-    as do lists and values. `published` is not inherited.
+    as do lists and values. `published` is not inherited. A search's `trial` may have a base of its
+    own.
 
     Raises:
         ConfigError: if a file is missing, is no YAML mapping, or is based on itself; it names the
@@ -36,13 +41,23 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     tree = _parsed(path, chain)
     if any(_same(path, reader) for reader in readers):
         raise ConfigError([f"base: {_arrows(chain)} goes round in a circle; remove one base"])
+    for name in _NESTED & tree.keys():
+        if isinstance(tree[name], dict):
+            tree[name] = _on_its_base(tree[name], f"{name}.{BASE}", _OF_THE_WHOLE, chain)
+    return _on_its_base(tree, BASE, _NOT_INHERITED, chain)
+
+
+def _on_its_base(
+    tree: dict[str, Any], place: str, left_out: frozenset[str], chain: tuple[Path, ...]
+) -> dict[str, Any]:
+    """A tree laid over what it is based on, without the keys that are left out there."""
     if BASE not in tree:
         return tree
-    base = tree.pop(BASE)
+    base, path = tree.pop(BASE), chain[-1]
     if not isinstance(base, str) or not base:
-        raise ConfigError([f"base: must be the path of a file, got {base!r} in {path}"])
+        raise ConfigError([f"{place}: must be the path of a file, got {base!r} in {path}"])
     beneath = _read(path.parent / base, chain)
-    for key in _NOT_INHERITED:
+    for key in left_out:
         beneath.pop(key, None)
     return merged(beneath, tree)
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
 from fleetstep.config.checks import cross_checks
 from fleetstep.config.files import apply_override, read
-from fleetstep.config.messages import explain, inside, path_in
+from fleetstep.config.problems import examined
 from fleetstep.config.secrets import misplaced_secrets
 from fleetstep.config.specs import Experiment
 from fleetstep.data.manifest import Manifest, load_manifest
@@ -51,16 +47,9 @@ def load(
     tree = read(path) if path is not None else {}
     problems = [problem for override in overrides if (problem := apply_override(tree, override))]
     problems += misplaced_secrets(tree)
-    try:
-        spec = model.model_validate(tree)
-    except ValidationError as error:
-        problems += [explain(model, tree, item) for item in error.errors(include_url=False)]
-        parts = _valid_parts(model, tree)
-    else:
-        parts = {name: getattr(spec, name) for name in model.model_fields}
-    for check in cross_checks(model, data_required):
-        problems += check(parts)
-    if problems:
+    spec, found = examined(model, tree, cross_checks(model, data_required))
+    problems += found
+    if spec is None or problems:
         raise ConfigError(problems)
     return spec
 
@@ -109,44 +98,3 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
 def _absolute(path: str) -> str:
     return str(Path(path).absolute())
-
-
-def _valid_parts(model: type[Spec], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The top-level fields that validate on their own, without their mistaken keys if need be,
-    so that cross-checks can still run.
-    """
-    parts: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        if name not in tree:
-            if not field.is_required():
-                parts[name] = field.get_default(call_default_factory=True)
-            continue
-        adapter, section = _adapter(field), tree[name]
-        try:
-            parts[name] = adapter.validate_python(section)
-        except ValidationError as error:
-            with contextlib.suppress(ValidationError):
-                parts[name] = adapter.validate_python(_without_mistakes(section, error))
-    return parts
-
-
-def _without_mistakes(section: Any, error: ValidationError) -> Any:
-    """A section without the keys that an error names. List items stay: the others would move up,
-    and a list without one of them is another list.
-    """
-    pruned = copy.deepcopy(section)
-    for item in error.errors(include_url=False):
-        *path, last = path_in(item["loc"], section) or (None,)
-        node = pruned
-        for step in path:
-            node = inside(node, step)
-        if isinstance(node, dict):
-            node.pop(last, None)
-    return pruned
-
-
-def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
-    annotation: Any = field.annotation
-    # pydantic splits an Annotated type into annotation and field info (discriminator, bounds):
-    # join them again.
-    return TypeAdapter(Annotated[annotation, field])

@@ -35,8 +35,8 @@ def explain(model: type[BaseModel], tree: Any, item: Mapping[str, Any]) -> str:
     if kind == "missing":
         return f"{path}: missing; this field is required"
     message = item["msg"].removeprefix("Value error, ")
-    if not path:  # of the file as a whole: the message names its fields itself
-        return str(message)
+    if not path or message.startswith((f"{path}.", f"{path}:")):
+        return str(message)  # of a whole file or section: it names the fields itself
     return f"{path} = {value!r}: {message[0].lower()}{message[1:]}"
 
 
