@@ -175,6 +175,23 @@ class TestTrials:
         assert trials_of(spec) == [spec.space.sample(3, index) for index in range(6)]
         assert trials_of(search("searcher.seed=3", "searcher.trials=2")) == trials_of(spec)[:2]
 
+    def test_no_point_is_drawn_twice_and_a_space_can_be_drawn_empty(self, search, refused):
+        small = (
+            "space={strategies: {choice: {plain: [], warmup: [{kind: warmup}]}}, "
+            "network: {dropout: {choice: [0, 0.1, 0.2]}}}"
+        )
+        spec = search(small, "searcher.trials=6")
+        found = trials_of(spec)
+        assert sorted(map(str, found)) == sorted(map(str, spec.space.grid()))
+        draws = [spec.space.sample(0, index) for index in range(100)]
+        first = [draws.index(one) for one in found]
+        assert first == sorted(first)
+        assert first[-1] > 5  # there was one to pass over
+        assert refused(small, "searcher.trials=7") == [
+            "searcher.trials: 7 trials are asked for, and this space has 6 points; use at most 6, "
+            "or grid"
+        ]
+
     def test_a_grid_is_all_of_them_and_optuna_is_not_known(self, search):
         assert trials_of(search(text=SWEEP)) == [
             {"solvers": solver, "nfe": nfe}
@@ -330,7 +347,7 @@ class TestChecks:
             (["space={}"], "space: leaves nothing open"),
             (["space={training: {images: 320}}"], "space: leaves nothing open"),
             (
-                ["space={training: {seed: {integers: [0, 3]}}}"],
+                ["space={training: {seed: {integers: [0, 9]}}}"],
                 "space.training.seed: the seed is an identity and no quantity",
             ),
             (
@@ -375,7 +392,7 @@ class TestChecks:
         )
 
     def test_what_a_network_predicts_changes_no_measure(self, search):
-        search("space={process: {prediction: {choice: [F, x0]}}}")
+        search("space={process: {prediction: {choice: [F, x0]}}}", "searcher={kind: grid}")
 
     def test_replicates_are_a_choice_of_seeds(self, search):
         spec = search("space={training: {seed: {choice: [0, 1]}}}", "searcher={kind: grid}")

@@ -63,11 +63,11 @@ class TrialSpec(Spec):
 
 
 class RandomSearchSpec(Spec):
-    """Every trial is drawn on its own.
+    """Every trial is drawn on its own; a draw that came before is passed over.
 
     Attributes:
         trials: how many.
-        seed: of the draws: trial i is the same whatever the others are.
+        seed: of the draws: the first trials are the same however many follow.
     """
 
     kind: Literal["random"] = "random"

@@ -14,6 +14,7 @@ from fleetstep.config.files import BASE
 from fleetstep.config.problems import Check, Parts
 from fleetstep.config.search import (
     GridSearchSpec,
+    RandomSearchSpec,
     SearchSpec,
     TrialKind,
     TrialSpec,
@@ -100,7 +101,13 @@ def _check_searcher(parts: Parts) -> list[str]:
         for one in space.dimensions
         if one.key == "training.seed" and not isinstance(one.kind, Choice)
     ]
-    if not isinstance(parts.get("searcher"), GridSearchSpec):
+    searcher, points = parts.get("searcher"), space.size()
+    if isinstance(searcher, RandomSearchSpec) and points is not None and searcher.trials > points:
+        problems.append(
+            f"searcher.trials: {searcher.trials} trials are asked for, and this space has "
+            f"{points:,} points; use at most {points}, or grid"
+        )
+    if not isinstance(searcher, GridSearchSpec):
         return problems
     endless = [one for one in space.dimensions if one.kind.values() is None]
     if endless:
@@ -109,7 +116,7 @@ def _check_searcher(parts: Parts) -> list[str]:
             "random"
             for one in endless
         ]
-    if (points := space.size() or 0) > MOST_POINTS:
+    if points is not None and points > MOST_POINTS:
         problems.append(
             f"searcher: a grid has at most {MOST_POINTS:,} points, and this space has "
             f"{points:,}; leave options out, or use random"

@@ -4,6 +4,7 @@ the trials themselves, through their own model and its checks before anything st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +55,7 @@ def check_trials(parts: Parts, checks_of: ChecksOf) -> list[str]:
 
 def _known_trials(space: Space, searcher: object) -> Iterable[Assignment]:
     if isinstance(searcher, RandomSearchSpec):
-        return (space.sample(searcher.seed, index) for index in range(searcher.trials))
+        return itertools.islice(space.draws(searcher.seed), searcher.trials)
     if isinstance(searcher, GridSearchSpec) and space.size() is not None:
         return space.grid()
     return ()

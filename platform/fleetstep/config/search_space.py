@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +68,20 @@ class Space:
             return dimension.kind.at(float(rng.uniform(seed, purpose, index, 1)[0]))
 
         return _walk(self._opened, drawn)
+
+    def draws(self, seed: int) -> Iterator[Assignment]:
+        """The draws of trials 0, 1, 2, ... without repetitions: a trial trained twice says nothing
+        new. Ends where a space without continuous dimensions has no other point left.
+        """
+        left, seen = self.size(), set[tuple[tuple[str, Value], ...]]()
+        for index in itertools.count():
+            if len(seen) == left:
+                return
+            found = self.sample(seed, index)
+            known = tuple(found.items())
+            if known not in seen:
+                seen.add(known)
+                yield found
 
     def first(self) -> Assignment:
         """The first option of every choice and the low end of every range."""

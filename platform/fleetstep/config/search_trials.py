@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from fleetstep.config.amed import AmedExperiment
@@ -28,7 +29,7 @@ def trials_of(spec: SearchSpec) -> list[Assignment] | None:
     if isinstance(searcher, OptunaSearchSpec):
         return None
     if isinstance(searcher, RandomSearchSpec):
-        return [spec.space.sample(searcher.seed, index) for index in range(searcher.trials)]
+        return list(itertools.islice(spec.space.draws(searcher.seed), searcher.trials))
     return list(spec.space.grid())
 
 
