@@ -34,6 +34,7 @@ class TestPlots:
 
         assert [path.name for path in paths] == [
             "loss.png",
+            "speedup.png",
             "nfe.png",
             "differences.png",
             "bins.png",
@@ -50,9 +51,9 @@ class TestPlots:
         (tmp_path / "a").mkdir()
         (tmp_path / "b").mkdir()
         two = replace(comparison, sweeps=())
-        (plain, _) = write_plots(two, tmp_path / "a")
+        (plain, *_) = write_plots(two, tmp_path / "a")
         with mpl.rc_context({"axes.facecolor": "black", "font.size": 30}):
-            (styled, _) = write_plots(two, tmp_path / "b")
+            (styled, *_) = write_plots(two, tmp_path / "b")
 
         assert plain.read_bytes() == styled.read_bytes()
 

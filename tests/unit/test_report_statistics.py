@@ -120,20 +120,36 @@ class TestPairedDifference:
 
 
 class TestTimeToQuality:
-    def test_interpolates_between_measurements_in_images_and_in_time(self):
-        falling = Curve((0, 1000, 3000), (4.0, 2.0, 1.0), (5.0, 15.0, 55.0))
+    def test_from_no_images_it_is_interpolated_linearly_in_images_and_in_time(self):
+        falling = Curve((0, 1000), (4.0, 2.0), (5.0, 15.0))
 
         assert reach(falling, 3.0) == Reached(500.0, 10.0)
-        assert reach(falling, 1.25) == Reached(2500.0, 45.0)
+
+    def test_between_measurements_a_power_law_is_exact(self):
+        images = (1000, 4000, 9000)
+        power = Curve(images, tuple(8 * x**-0.5 for x in images), (0.0, 3.0, 8.0))
+
+        for wanted in (1500.0, 4000.0, 6250.0):
+            found = reach(power, 8 * wanted**-0.5)
+            assert found is not None
+            assert found.images == pytest.approx(wanted, rel=1e-12)
+            assert found.wall_s == pytest.approx((wanted - 1000) / 1000, rel=1e-9)
+
+    def test_distances_below_zero_are_interpolated_linearly(self):
+        found = reach(Curve((1000, 2000), (1.0, -1.0), (0.0, 10.0)), -0.5)
+
+        assert found == Reached(1750.0, 7.5)
 
     def test_noise_upwards_is_passed_over(self):
-        # Best so far: 4 at 1000, 2 at 3000; the 5 between does not count as progress lost.
-        noisy = curve([4.0, 5.0, 2.0])
+        # Best so far: 4 at 1000, 1 at 4000; the 5 between does not count as progress lost.
+        noisy = Curve((1000, 2000, 4000), (4.0, 5.0, 1.0), (0.0, 10.0, 30.0))
 
-        assert reach(noisy, 3.0) == Reached(2000.0, 20.0)
+        assert reach(noisy, 2.0) == Reached(pytest.approx(2000.0), pytest.approx(10.0))
 
     def test_nan_never_counts_as_quality(self):
-        assert reach(curve([4.0, math.nan, 2.0]), 3.0) == Reached(2000.0, 20.0)
+        holed = Curve((1000, 2000, 4000), (4.0, math.nan, 1.0), (0.0, 10.0, 30.0))
+
+        assert reach(holed, 2.0) == Reached(pytest.approx(2000.0), pytest.approx(10.0))
         assert reach(curve([math.nan, math.nan]), 3.0) is None
 
     def test_not_reached_is_none(self):
@@ -160,8 +176,8 @@ class TestTimeToQuality:
         quality = time_to_quality(curve([2.0, 1.5]), curve([4.0, 1.0, 2.0]))
 
         assert quality is not None
-        assert quality.baseline.images == pytest.approx(1000 + 1000 * 2 / 3)
-        assert quality.baseline.wall_s == pytest.approx(10 + 10 * 2 / 3)
+        assert quality.baseline.images == pytest.approx(1000 * 2**0.5)
+        assert quality.baseline.wall_s == pytest.approx(10 * 2**0.5)
 
     def test_never_as_good(self):
         quality = time_to_quality(curve([5.0, 4.0]), curve([4.0, 1.0]))

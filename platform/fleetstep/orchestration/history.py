@@ -101,6 +101,24 @@ class History:
                 chosen = [run for run in found if run.data.tags.get(KIND) == "train"]
             return [self._history(run) for run in chosen]
 
+    def kinds(self, names_or_ids: Sequence[str]) -> list[tuple[str, str, str]]:
+        """(name, id, kind) of the named runs, without reading their metrics.
+
+        Raises:
+            TrackingError: as `runs`.
+        """
+        with self._errors("list runs"):
+            found = self._search()
+            chosen = [self._pick(wanted, found) for wanted in names_or_ids]
+            return [
+                (run.info.run_name, run.info.run_id, run.data.tags.get(KIND, "")) for run in chosen
+            ]
+
+    def files(self, run_id: str) -> frozenset[str]:
+        """Names of the files in a run's topmost folder."""
+        with self._errors(f"list files of run {run_id}"):
+            return frozenset(entry.path for entry in self._client.list_artifacts(run_id))
+
     def children(self, run_id: str) -> list[RunHistory]:
         """Runs nested directly under a run, oldest first."""
         with self._errors(f"list runs under {run_id}"):
@@ -125,8 +143,7 @@ class History:
             while pending:
                 for run in nested.get(pending.pop(0), []):
                     pending.append(run.info.run_id)
-                    files = self._client.list_artifacts(run.info.run_id)
-                    if artifact in {entry.path for entry in files}:
+                    if artifact in self.files(run.info.run_id):
                         found.append((run.info.run_name, run.info.run_id))
             return found
 

@@ -34,13 +34,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one run, or of something else with a name; `line` joins, `marks` shows them."""
+    """Points of one run, or of something else with a name; `line` joins, `marks` shows them, and
+    `faint` draws all of it to be overlooked.
+    """
 
     run: str
     slot: int
     points: tuple[Point, ...]
     line: bool = True
     marks: bool = True
+    faint: bool = False
 
 
 @dataclass(frozen=True)

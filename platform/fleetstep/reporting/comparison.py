@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fleetstep.errors import ComparisonError
+from fleetstep.reporting.arms import ArmComparison, compare_arms
 from fleetstep.reporting.comparison_notes import (
     checkpoint_notes,
     held_out_notes,
@@ -19,6 +20,7 @@ from fleetstep.reporting.comparison_notes import (
     sweep_notes,
 )
 from fleetstep.reporting.records import HELD_OUT_LOSS, Cell, Protocol, RunRecord, Score
+from fleetstep.reporting.seeds import Arm, arms_of, pairs_of
 from fleetstep.reporting.statistics import (
     Difference,
     TimeToQuality,
@@ -35,12 +37,15 @@ class Sweep:
     baseline.
 
     Args:
+        partners: run name -> the baseline's run that it is paired with: of its own seed, where the
+            baseline was trained with several.
         scores: (run name, cell) -> score.
-        differences: (run name, cell) -> run minus baseline, for every cell that both have.
+        differences: (run name, cell) -> run minus partner, for every cell that both have.
     """
 
     protocol: Protocol
     baseline: str
+    partners: Mapping[str, str]
     scores: Mapping[tuple[str, Cell], Score]
     differences: Mapping[tuple[str, Cell], Difference]
 
@@ -63,20 +68,20 @@ class Sweep:
         return min(self.of(run), key=lambda score: score.shortfall, default=None)
 
     def paired(self, run: str) -> tuple[Difference, ...]:
-        """All differences of one run to the baseline, by cell."""
+        """All differences of one run to its partner, by cell."""
         return tuple(
             self.differences[run, cell] for cell in self.cells if (run, cell) in self.differences
         )
 
     def headline(self, run: str) -> Difference | None:
-        """The difference in the shared cell where the *baseline* scores best.
+        """The difference in the shared cell where the *partner* scores best.
 
         The baseline chooses the cell, not the challenger: the choice cannot flatter the run that
         is judged, and there is one test a run, not one a cell.
         """
         return min(
             self.paired(run),
-            key=lambda d: self.scores[self.baseline, d.cell].shortfall,
+            key=lambda d: self.scores[self.partners[run], d.cell].shortfall,
             default=None,
         )
 
@@ -86,8 +91,8 @@ class Standing:
     """One run's row in the answer.
 
     Args:
-        headline: its difference to the baseline in the headline cell; None for the baseline and
-            without scores.
+        headline: its difference to its partner in the headline cell; None for the baseline's runs
+            and without scores.
         best: its best score of the headline protocol.
         final_loss: last held-out loss.
         time_to_quality: None where the curves cannot be compared.
@@ -106,6 +111,8 @@ class Comparison:
 
     Args:
         standings: baseline first, then the runs as they were given.
+        arms: the same runs by setting, over their training seeds.
+        partners: run name -> the baseline's run that it is paired with, as in `Sweep`.
         losses_compared: whether the held-out losses were measured in one way; `notes` say why not.
         sweeps: one a protocol, the headline first; empty where nothing was scored.
         config: (key, value of each standing's run or None) for every parameter that differs.
@@ -115,6 +122,8 @@ class Comparison:
 
     baseline: str
     standings: tuple[Standing, ...]
+    arms: ArmComparison
+    partners: Mapping[str, str]
     losses_compared: bool
     sweeps: tuple[Sweep, ...]
     config: tuple[tuple[str, tuple[str | None, ...]], ...]
@@ -125,6 +134,15 @@ class Comparison:
     def runs(self) -> tuple[RunRecord, ...]:
         """The runs, baseline first."""
         return tuple(standing.run for standing in self.standings)
+
+    @property
+    def looks(self) -> Mapping[str, tuple[str, int]]:
+        """Run name -> name and slot it is drawn with: those of its arm."""
+        return {
+            run.name: (standing.arm.name, slot)
+            for slot, standing in enumerate(self.arms.standings)
+            for run in standing.arm.runs
+        }
 
     @property
     def sweep(self) -> Sweep | None:
@@ -147,7 +165,7 @@ def compare(records: Sequence[RunRecord], baseline: str) -> Comparison:
 
     Args:
         records: at least one run. Runs of one name are told apart by the start of their ids.
-        baseline: name or id of the run that the others are measured against.
+        baseline: name or id of the run, or name of the arm, that the others are measured against.
 
     Raises:
         ComparisonError: no records, or no single run is called `baseline`.
@@ -155,27 +173,35 @@ def compare(records: Sequence[RunRecord], baseline: str) -> Comparison:
     chosen = _find(records, baseline)
     runs = _named_apart([records[chosen], *records[:chosen], *records[chosen + 1 :]])
     name = runs[0].name
-    sweeps, refusals = _sweeps(runs)
+    arms = arms_of(runs)
+    partners = _partners(arms, runs)
+    sweeps, refusals = _sweeps(runs, partners)
     config = config_differences(runs)
     loss_notes = held_out_notes(runs, config)
+    known = {run.name: run for run in runs}
     standings = tuple(
         Standing(
             run=run,
-            headline=sweeps[0].headline(run.name) if sweeps and run.name != name else None,
+            headline=sweeps[0].headline(run.name) if sweeps else None,
             best=sweeps[0].best(run.name) if sweeps else None,
             final_loss=final_value(run.curves.get(HELD_OUT_LOSS)),
-            time_to_quality=None if loss_notes else _time_to_quality(run, runs[0]),
+            time_to_quality=None
+            if loss_notes
+            else _time_to_quality(run, known[partners.get(run.name, run.name)]),
         )
         for run in runs
     )
     shown = {run.name: {s.images_seen for w in sweeps for s in w.of(run.name)} for run in runs}
+    judged = compare_arms(arms, sweeps[0].scores if sweeps else {}, losses_compared=not loss_notes)
     notes = (
         *loss_notes,
         *run_notes(runs, config),
         *sweep_notes(tuple(sweeps[0].scores.values()) if sweeps else ()),
         *checkpoint_notes(runs, shown),
     )
-    return Comparison(name, standings, not loss_notes, sweeps, config, refusals, notes)
+    return Comparison(
+        name, standings, judged, partners, not loss_notes, sweeps, config, refusals, notes
+    )
 
 
 def config_differences(
@@ -191,6 +217,9 @@ def config_differences(
 
 def _find(records: Sequence[RunRecord], baseline: str) -> int:
     found = [i for i, run in enumerate(records) if baseline in (run.name, run.run_id)]
+    if not found:
+        first = {arm.runs[0].run_id for arm in arms_of(records) if arm.name == baseline}
+        found = [i for i, run in enumerate(records) if run.run_id in first]
     if len(found) == 1:
         return found[0]
     if found:
@@ -214,14 +243,34 @@ def _named_apart(runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
     )
 
 
-def _sweeps(runs: Sequence[RunRecord]) -> tuple[tuple[Sweep, ...], tuple[str, ...]]:
+def _partners(arms: Sequence[Arm], runs: Sequence[RunRecord]) -> Mapping[str, str]:
+    """The baseline's run that each run is paired with.
+
+    Runs of the baseline's own arm have one only where there is no other arm: what differs between
+    seeds is then the question.
+    """
+    paired = {
+        pair.run.name: pair.baseline.name
+        for arm in arms[1:]
+        for pair in pairs_of(arm, arms[0])
+        if pair.same_seed
+    }
+    judged = runs[1:] if len(arms) == 1 else [run for arm in arms[1:] for run in arm.runs]
+    return {run.name: paired.get(run.name, runs[0].name) for run in judged}
+
+
+def _sweeps(
+    runs: Sequence[RunRecord], partners: Mapping[str, str]
+) -> tuple[tuple[Sweep, ...], tuple[str, ...]]:
     by_protocol: dict[Protocol, dict[str, list[Score]]] = {}
     for run in runs:
         for score in run.scores:
             of_run = by_protocol.setdefault(score.protocol, {}).setdefault(run.name, [])
             of_run.append(replace(score, run=run.name))
     baseline = runs[0].name
-    sweeps = [_sweep(protocol, baseline, scores) for protocol, scores in by_protocol.items()]
+    sweeps = [
+        _sweep(protocol, baseline, partners, scores) for protocol, scores in by_protocol.items()
+    ]
     sweeps.sort(key=lambda sweep: _rank(sweep, baseline))
     return tuple(sweeps), _refusals(runs, sweeps)
 
@@ -241,7 +290,12 @@ def _rank(sweep: Sweep, baseline: str) -> tuple[bool, int, int, int, str, str]:
     )
 
 
-def _sweep(protocol: Protocol, baseline: str, by_run: Mapping[str, Sequence[Score]]) -> Sweep:
+def _sweep(
+    protocol: Protocol,
+    baseline: str,
+    partners: Mapping[str, str],
+    by_run: Mapping[str, Sequence[Score]],
+) -> Sweep:
     scores = {
         (run, score.cell): score
         for run, candidates in by_run.items()
@@ -249,9 +303,9 @@ def _sweep(protocol: Protocol, baseline: str, by_run: Mapping[str, Sequence[Scor
         if score.images_seen == max(other.images_seen for other in candidates)
     }
     pairs = {
-        key: (score, scores.get((baseline, key[1])))
+        key: (score, scores.get((partners[key[0]], key[1])))
         for key, score in scores.items()
-        if key[0] != baseline
+        if key[0] in partners
     }
     differences = {
         key: paired_difference(score, other)
@@ -259,7 +313,7 @@ def _sweep(protocol: Protocol, baseline: str, by_run: Mapping[str, Sequence[Scor
         if other is not None
         and len(score.pseudo_values) == len(other.pseudo_values) == protocol.blocks > 1
     }
-    return Sweep(protocol, baseline, scores, differences)
+    return Sweep(protocol, baseline, partners, scores, differences)
 
 
 def _refusals(runs: Sequence[RunRecord], sweeps: Sequence[Sweep]) -> tuple[str, ...]:

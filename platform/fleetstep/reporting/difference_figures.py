@@ -31,35 +31,36 @@ def difference_figure(comparison: Comparison) -> Figure | None:
     relative = all(d.baseline_value > 4 * d.baseline_se for d in sweep.differences.values())
     shown = {key: _share(d) if relative else d for key, d in sweep.differences.items()}
     metric = metric_text(sweep.protocol)
-    unit = f"difference in {metric}" + (f", % of {comparison.baseline}’s" if relative else "")
+    partners = {sweep.partners[run] for run, _ in shown}
+    other = partners.pop() if len(partners) == 1 else "the baseline"
+    unit = f"difference in {metric}" + (f", % of {other}’s" if relative else "")
     x = fit(unit, [end for d in shown.values() for end in (d.low, d.high)], log=False, include=0.0)
     panels = tuple(
         _forest(
-            comparison,
             sweep,
             run.name,
-            slot,
+            comparison.looks[run.name],
             x,
             {key: d for key, d in shown.items() if key[0] == run.name},
         )
-        for slot, run in enumerate(comparison.runs)
+        for run in comparison.runs
         if sweep.paired(run.name)
     )
     side = "Right" if sweep.protocol.higher_is_better else "Left"
     rows = max(len(sweep.paired(run.name)) for run in comparison.runs)
     caption = (
-        f"Run minus {comparison.baseline} in the same cell, from the same latents, block by "
+        f"Run minus {other} in the same cell, from the same latents, block by "
         f"block, with 95 % Student intervals. {side} of zero: the run is better. Hollow: the "
         "interval includes zero, no difference can be claimed. "
         + chance_text(rows)
         + (f" The {_ROWS} cells where the baseline is best are shown." if rows > _ROWS else "")
         + (" Intervals take the baseline’s value as fixed." if relative else "")
     )
-    title = f"Paired differences to {comparison.baseline}"
+    title = f"Paired differences to {other}"
     challengers = [run.name for run in comparison.runs[1:] if sweep.paired(run.name)]
     if len(challengers) == 1:
         tally = tally_text(sweep.paired(challengers[0]))
-        title = f"{challengers[0]} against {comparison.baseline}: {tally}"
+        title = f"{challengers[0]} against {other}: {tally}"
     return Figure("differences", title, caption, panels)
 
 
@@ -76,10 +77,9 @@ def _share(difference: Difference) -> Difference:
 
 
 def _forest(
-    comparison: Comparison,
     sweep: Sweep,
     run: str,
-    slot: int,
+    look: tuple[str, int],
     x: Axis,
     shown: dict[tuple[str, object], Difference],
 ) -> Panel:
@@ -97,8 +97,8 @@ def _forest(
         for i, d in enumerate(rows)
     )
     y = Axis("solver and NFE", -len(rows) + 0.3, 0.7, ticks)
-    title = f"{run} minus {comparison.baseline}"
-    series = (Series(run, slot, points, line=False),)
+    title = f"{run} minus {sweep.partners[run]}"
+    series = (Series(*look, points, line=False),)
     return Panel(title, x, y, series, (Rule("x", 0.0),), interval="x", rows=len(rows))
 
 
@@ -106,7 +106,7 @@ def _forest_rows(sweep: Sweep, run: str) -> tuple[Difference, ...]:
     rows = sweep.paired(run)
     if len(rows) <= _ROWS:
         return rows
-    order = sorted(rows, key=lambda d: sweep.scores[sweep.baseline, d.cell].shortfall)
+    order = sorted(rows, key=lambda d: sweep.scores[sweep.partners[run], d.cell].shortfall)
     kept = {d.cell for d in order[:_ROWS]}
     return tuple(d for d in rows if d.cell in kept)
 
@@ -115,22 +115,21 @@ def bins_figure(comparison: Comparison) -> Figure | None:
     """Final held-out error in each noise-level bin over the baseline's; None without bins."""
     if any(s.time_to_quality is None and s.final_loss is not None for s in comparison.standings):
         return None
-    baseline = _final_bins(comparison.standings[0])
+    bins_of = {standing.run.name: _final_bins(standing) for standing in comparison.standings}
     series = []
-    for slot, standing in enumerate(comparison.standings[1:], start=1):
-        bins = _final_bins(standing)
+    for run, other in comparison.partners.items():
+        bins, baseline = bins_of[run], bins_of[other]
         points = tuple(
             Point(
                 j + 1,
                 bins[j] / baseline[j],
-                text=f"{standing.run.name}, bin {j + 1}: {number(bins[j] / baseline[j])} times "
-                f"{comparison.baseline}’s error",
+                text=f"{run}, bin {j + 1}: {number(bins[j] / baseline[j])} times {other}’s error",
             )
             for j in sorted(bins.keys() & baseline.keys())
             if baseline[j] > 0
         )
         if points:
-            series.append(Series(standing.run.name, slot, points))
+            series.append(Series(*comparison.looks[run], points))
     if not series:
         return None
     count = max(int(point.x) for one in series for point in one.points)
@@ -146,7 +145,7 @@ def bins_figure(comparison: Comparison) -> Figure | None:
     caption = (
         "Ratio of final held-out errors in equally likely bins of the process’s own noise "
         "levels. Below 1: the run "
-        "denoises better there. One training seed; no interval."
+        "denoises better there. Each line is one pair of runs; no interval."
     )
     return Figure("bins", "Where on the noise axis the held-out error changes", caption, (panel,))
 

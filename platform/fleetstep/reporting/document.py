@@ -70,7 +70,9 @@ def document(
 
 def folded(summary: str, head: Markup, rows: Iterable[Markup], *, shown: bool = False) -> Markup:
     """A table behind its summary, which scrolls sideways where it is wide."""
-    table = element("table", element("thead", head), element("tbody", *rows))
+    table = element(
+        "table", element("thead", head), element("tbody", *rows), class_="sortable filterable"
+    )
     region = element("div", table, class_="scroll", tabindex=0, role="region", aria_label=summary)
     return element("details", element("summary", summary), region, open=shown)
 
@@ -86,8 +88,8 @@ def picture(png: bytes, alternative: str, *caption: str) -> Markup:
 
 
 def legend(figure: Figure) -> Markup:
-    """What is drawn, by line and marker."""
-    items = (element("li", swatch(slot), run) for run, slot in figure.runs)
+    """What is drawn, by line and marker; `page.js` makes each name a switch of its series."""
+    items = (element("li", swatch(slot), run, data_name=run) for run, slot in figure.runs)
     return element("ul", *items, class_="legend")
 
 

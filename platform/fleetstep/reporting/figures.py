@@ -14,6 +14,7 @@ from fleetstep.reporting.charts import Figure, Panel, Point, Rule, Series
 from fleetstep.reporting.comparison import Comparison, Standing
 from fleetstep.reporting.difference_figures import bins_figure, difference_figure
 from fleetstep.reporting.records import HELD_OUT_LOSS, Curve, Score
+from fleetstep.reporting.speedup_figures import speedup_figure
 from fleetstep.reporting.statistics import pareto_front
 from fleetstep.reporting.wording import (
     direction_text,
@@ -33,15 +34,15 @@ _DODGE = 0.012
 
 def figures(comparison: Comparison) -> tuple[Figure, ...]:
     """Every figure that the comparison's records allow, in reading order."""
-    makers = (loss_figure, sweep_figure, difference_figure, bins_figure)
+    makers = (loss_figure, speedup_figure, sweep_figure, difference_figure, bins_figure)
     return tuple(figure for maker in makers if (figure := maker(comparison)) is not None)
 
 
 def loss_figure(comparison: Comparison) -> Figure | None:
     """Held-out loss against images seen and against wall time; None where no run has the curve."""
     curves = [
-        (slot, standing, curve)
-        for slot, standing in enumerate(comparison.standings)
+        (comparison.looks[standing.run.name], standing, curve)
+        for standing in comparison.standings
         if (curve := standing.run.curves.get(HELD_OUT_LOSS)) is not None and len(curve)
     ]
     if not curves:
@@ -58,10 +59,10 @@ def loss_figure(comparison: Comparison) -> Figure | None:
         values,
         (
             *(
-                _loss_series(slot, run, curve, curve.images_seen, scale)
-                for slot, run, curve in curves
+                _loss_series(look, run, curve, curve.images_seen, scale)
+                for look, run, curve in curves
             ),
-            *_reach_series(comparison.standings, "images", scale),
+            *_reach_series(comparison, "images", scale),
         ),
         rules,
     )
@@ -74,10 +75,10 @@ def loss_figure(comparison: Comparison) -> Figure | None:
         values,
         (
             *(
-                _loss_series(slot, run, curve, curve.wall_s, seconds)
-                for slot, run, curve in curves
+                _loss_series(look, run, curve, curve.wall_s, seconds)
+                for look, run, curve in curves
             ),
-            *_reach_series(comparison.standings, "wall_s", seconds),
+            *_reach_series(comparison, "wall_s", seconds),
         ),
         rules,
     )
@@ -96,7 +97,7 @@ def loss_figure(comparison: Comparison) -> Figure | None:
 
 
 def _loss_series(
-    slot: int, standing: Standing, curve: Curve, xs: Sequence[float], scale: float
+    look: tuple[str, int], standing: Standing, curve: Curve, xs: Sequence[float], scale: float
 ) -> Series:
     points = tuple(
         Point(
@@ -110,23 +111,23 @@ def _loss_series(
         )
         if math.isfinite(value)
     )
-    return Series(standing.run.name, slot, points)
+    return Series(*look, points)
 
 
 def _reach_series(
-    standings: Sequence[Standing], along: Literal["images", "wall_s"], scale: float
+    comparison: Comparison, along: Literal["images", "wall_s"], scale: float
 ) -> Iterable[Series]:
-    """A hollow mark where each challenger was as good as the baseline at its end."""
-    for slot, standing in enumerate(standings):
-        quality = standing.time_to_quality
-        if slot == 0 or quality is None or quality.run is None:
+    """A hollow mark where each challenger was as good as its baseline at its end."""
+    for standing in comparison.standings:
+        quality, partner = standing.time_to_quality, comparison.partners.get(standing.run.name)
+        if partner is None or quality is None or quality.run is None:
             continue
         text = (
-            f"{standing.run.name} as good as {standings[0].run.name} at its end: after "
+            f"{standing.run.name} as good as {partner} at its end: after "
             f"{images_text(quality.run.images)}, {duration_text(quality.run.wall_s)}"
         )
         point = Point(getattr(quality.run, along) / scale, quality.target, text=text, hollow=True)
-        yield Series(standing.run.name, slot, (point,), line=False)
+        yield Series(*comparison.looks[standing.run.name], (point,), line=False)
 
 
 def _loss_title(standings: Sequence[Standing]) -> str:
@@ -148,13 +149,13 @@ def sweep_figure(comparison: Comparison) -> Figure | None:
     if sweep is None:
         return None
     metric = metric_text(sweep.protocol)
-    slots = {run.name: slot for slot, run in enumerate(comparison.runs)}
-    runs = [name for name in slots if name in sweep.runs]
+    looks = comparison.looks
+    runs = [run.name for run in comparison.runs if run.name in sweep.runs]
     scores = [score for name in runs for score in sweep.of(name)]
     x = at_values("network calls per image (NFE)", [score.nfe for score in scores])
     y = _distance_axis(f"{metric}, {direction_text(sweep.protocol)}", scores)
     fronts = tuple(
-        _score_series(name, slots[name], _front(sweep.of(name)), metric) for name in runs
+        _score_series(name, looks[name], _front(sweep.of(name)), metric) for name in runs
     )
     panels = [Panel("Best of all solvers", x, y, fronts)]
     ways = sorted({(score.solver, score.guidance) for score in scores})
@@ -162,7 +163,7 @@ def sweep_figure(comparison: Comparison) -> Figure | None:
         series = tuple(
             _score_series(
                 name,
-                slots[name],
+                looks[name],
                 [s for s in sweep.of(name) if (s.solver, s.guidance) == way],
                 metric,
             )
@@ -196,10 +197,10 @@ def _front(scores: Sequence[Score]) -> list[Score]:
     return [scores[i] for i in pareto_front([(score.nfe, score.shortfall) for score in scores])]
 
 
-def _score_series(run: str, slot: int, scores: Sequence[Score], metric: str) -> Series:
+def _score_series(run: str, look: tuple[str, int], scores: Sequence[Score], metric: str) -> Series:
     points = tuple(
         Point(
-            score.nfe * (1 + _DODGE * (min(slot, 6) - 1)),
+            score.nfe * (1 + _DODGE * (min(look[1], 6) - 1)),
             score.value,
             score.low,
             score.high,
@@ -208,7 +209,7 @@ def _score_series(run: str, slot: int, scores: Sequence[Score], metric: str) -> 
         )
         for score in sorted(scores, key=lambda score: score.nfe)
     )
-    return Series(run, slot, points)
+    return Series(*look, points)
 
 
 def _images_unit(most: float) -> tuple[float, str]:

@@ -5,12 +5,13 @@ The first screen is the answer; the evidence follows in the order in which a dou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fleetstep.durable import write_text
 from fleetstep.reporting import svg
 from fleetstep.reporting.answer import grounds, headline
+from fleetstep.reporting.arm_tables import arms_table, speedup_tables
 from fleetstep.reporting.charts import Figure
 from fleetstep.reporting.comparison import Comparison, Standing, Sweep
 from fleetstep.reporting.document import document, folded, legend, swatch
@@ -23,6 +24,7 @@ from fleetstep.reporting.page_evidence import (
     samples_section,
 )
 from fleetstep.reporting.records import Protocol, Score
+from fleetstep.reporting.search_page import SearchReport, search_sections
 from fleetstep.reporting.statistics import Difference
 from fleetstep.reporting.wording import (
     duration_text,
@@ -41,22 +43,26 @@ _WIDE, _NARROW = 420.0, 340.0
 
 _TITLES = {
     "loss": "Training",
+    "speedup": "Speed-up",
     "nfe": "Network calls",
     "differences": "Differences",
     "bins": "Noise levels",
 }
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
+def write_page(comparison: Comparison, path: Path, searches: Sequence[SearchReport] = ()) -> None:
     """Write the page whole or not at all; an existing file is replaced.
+
+    Args:
+        searches: stand after the runs' comparison.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_text(path, page(comparison))
+    write_text(path, page(comparison, searches))
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: Comparison, searches: Sequence[SearchReport] = ()) -> str:
     """The whole page as HTML; everything from the records is escaped."""
     drawn = {figure.key: figure for figure in figures(comparison)}
     sections = [
@@ -67,15 +73,22 @@ def page(comparison: Comparison) -> str:
             [score for sweep in comparison.sweeps for score in sweep.scores.values()]
         ),
         *environment_section(comparison),
+        # The runs' own figures have some of the anchors that a search's would have.
+        *(section for report in searches for section in search_sections(report, shared=True)),
     ]
     title = headline(comparison)
     return document(
         title,
-        subject=f" comparison against {comparison.baseline}",
-        anchors=[(key, name) for key, name, _ in sections],
+        subject=f" comparison against {_against(comparison)}",
+        anchors=[(key, name) for key, name, _ in sections if name],
         main=(_answer(comparison, title), *(section for _, _, section in sections)),
         footer="Made by fleetstep compare. This page is complete: it loads nothing.",
     )
+
+
+def _against(comparison: Comparison) -> str:
+    arms = comparison.arms
+    return arms.standings[0].arm.name if arms.over_seeds else comparison.baseline
 
 
 def _answer(comparison: Comparison, title: str) -> Markup:
@@ -84,12 +97,22 @@ def _answer(comparison: Comparison, title: str) -> Markup:
         "section",
         element("h1", title),
         element("p", grounds(comparison), class_="lede"),
-        _verdicts(comparison),
+        *_answer_tables(comparison),
         element("div", element("ul", *(element("li", note) for note in notes)), class_="notes")
         if notes
         else "",
         class_="answer",
     )
+
+
+def _answer_tables(comparison: Comparison) -> Iterator[Markup]:
+    """Settings over their seeds where there are several, each run else, and folded away."""
+    if not comparison.arms.over_seeds:
+        yield _verdicts(comparison)
+        return
+    yield arms_table(comparison)
+    summary = "Each run: within one pair of checkpoints, intervals cover the sampling of images"
+    yield element("details", element("summary", summary), _verdicts(comparison))
 
 
 def _verdicts(comparison: Comparison) -> Markup:
@@ -104,7 +127,7 @@ def _verdicts(comparison: Comparison) -> Markup:
         "Final held-out loss",
         "Baseline’s final loss reached after",
     )
-    rows = (_verdict_row(comparison, slot, columns) for slot in range(len(comparison.standings)))
+    rows = (_verdict_row(comparison, standing, columns) for standing in comparison.standings)
     return element(
         "table",
         element("thead", element("tr", *(element("th", name, scope="col") for name in columns))),
@@ -113,8 +136,7 @@ def _verdicts(comparison: Comparison) -> Markup:
     )
 
 
-def _verdict_row(comparison: Comparison, slot: int, columns: tuple[str, ...]) -> Markup:
-    standing = comparison.standings[slot]
+def _verdict_row(comparison: Comparison, standing: Standing, columns: tuple[str, ...]) -> Markup:
     contents = (
         _verdict(comparison, standing),
         _best(standing),
@@ -126,12 +148,13 @@ def _verdict_row(comparison: Comparison, slot: int, columns: tuple[str, ...]) ->
         element("td", content, data_label=label)
         for label, content in zip(columns[1:], contents, strict=True)
     )
+    slot = comparison.looks[standing.run.name][1]
     return element("tr", element("th", swatch(slot), standing.run.name, scope="row"), *cells)
 
 
 def _verdict(comparison: Comparison, standing: Standing) -> Markup:
     """The verdict as a word in a coloured pill, and the count over all cells."""
-    if standing.run.name == comparison.baseline:
+    if standing.run.name not in comparison.partners:
         return element("span", element("span", "baseline", class_="verdict same"))
     if standing.headline is None or comparison.sweep is None:
         return element("span", element("span", "not compared", class_="verdict same"))
@@ -186,9 +209,20 @@ def _figure_section(comparison: Comparison, figure: Figure) -> tuple[str, str, M
             class_="alone" if len(figure.panels) == 1 else None,
         ),
         *(_tables(comparison) if figure.key == "nfe" else ()),
+        *(_speedups(comparison) if figure.key == "speedup" else ()),
         id=figure.key,
     )
     return figure.key, title, content
+
+
+def _speedups(comparison: Comparison) -> Iterator[Markup]:
+    yield from speedup_tables(comparison)
+    words = (
+        "A level is reached where the best value so far first is that good, as a power law "
+        "between measurements. “> 1.80×” is a bound: a run never reached the level, or was there "
+        "before its first measurement. Time compares only runs of one machine under equal load."
+    )
+    yield element("p", words, class_="quiet")
 
 
 def _tables(comparison: Comparison) -> Iterator[Markup]:

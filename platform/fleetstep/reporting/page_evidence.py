@@ -12,6 +12,7 @@ from fleetstep.reporting.comparison import Comparison
 from fleetstep.reporting.document import PNG, picture
 from fleetstep.reporting.markup import Markup, element, join
 from fleetstep.reporting.records import Grid, Protocol, RunRecord, Score
+from fleetstep.reporting.seeds import decides_nothing
 from fleetstep.reporting.wording import duration_text, images_text, metric_card
 
 Section = tuple[str, str, Markup]
@@ -86,34 +87,71 @@ def _picture(grid: Grid, run: str) -> Markup:
 
 
 def config_section(comparison: Comparison) -> Iterator[Section]:
-    """The parameters that differ; the same ones are counted, not listed."""
-    runs = [run.name for run in comparison.runs]
-    if len(runs) < 2:
+    """The parameters that differ, first those that decide what is learned; the same ones are
+    counted, not listed.
+    """
+    if len(comparison.runs) < 2:
         return
+    names, rows = _config_rows(comparison)
+    deciding = [row for row in rows if not decides_nothing(row[0])]
+    others = [row for row in rows if decides_nothing(row[0])]
     common = len({key for run in comparison.runs for key in run.params}) - len(comparison.config)
-    head = element("tr", *(element("th", name, scope="col") for name in ("Parameter", *runs)))
-    rows = (
-        element(
-            "tr",
-            element("th", element("code", key), scope="row"),
-            *(
-                element("td", "–" if value is None else element("code", value), data_label=run)
-                for run, value in zip(runs, values, strict=True)
-            ),
-        )
-        for key, values in comparison.config
-    )
-    table = element(
-        "table", element("thead", head), element("tbody", *rows), class_="cards values"
-    )
+    summary = f"{len(others)} more differ in name, place or execution, which decide nothing"
     content = element(
         "section",
         element("h2", "What differs in the configuration"),
         element("p", f"{common} further parameters are the same in all runs.", class_="quiet"),
-        table if comparison.config else element("p", "Nothing differs."),
+        _config_table(names, deciding) if deciding else element("p", "Nothing differs."),
+        element("details", element("summary", summary), _config_table(names, others))
+        if others
+        else "",
         id="config",
     )
     yield "config", "Configuration", content
+
+
+def _config_rows(
+    comparison: Comparison,
+) -> tuple[Sequence[str], Sequence[tuple[str, Sequence[str]]]]:
+    """(names of the columns, rows of what differs between them); a column is a run, or an arm
+    with the values of all its seeds.
+    """
+    if not comparison.arms.over_seeds:
+        rows = [(key, [v or "–" for v in values]) for key, values in comparison.config]
+        return [run.name for run in comparison.runs], rows
+    places = {run.name: place for place, run in enumerate(comparison.runs)}
+    columns = [[places[r.name] for r in s.arm.runs] for s in comparison.arms.standings]
+    joined = (
+        (key, [_listed_values(values[place] for place in column) for column in columns])
+        for key, values in comparison.config
+    )
+    names = [standing.arm.name for standing in comparison.arms.standings]
+    return names, [row for row in joined if len(set(row[1])) > 1]
+
+
+def _listed_values(values: Iterable[str | None]) -> str:
+    return ", ".join(dict.fromkeys(value or "–" for value in values))
+
+
+def _config_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Markup:
+    head = element("tr", *(element("th", name, scope="col") for name in ("Parameter", *names)))
+    body = (
+        element(
+            "tr",
+            element("th", element("code", key), scope="row"),
+            *(
+                element("td", value if value == "–" else element("code", value), data_label=name)
+                for name, value in zip(names, values, strict=True)
+            ),
+        )
+        for key, values in rows
+    )
+    return element(
+        "table",
+        element("thead", head),
+        element("tbody", *body),
+        class_="cards values sortable filterable",
+    )
 
 
 def protocol_section(scores: Sequence[Score]) -> Iterator[Section]:
@@ -190,7 +228,10 @@ def environment_section(comparison: Comparison) -> Iterator[Section]:
     table = element(
         "table", element("thead", head), element("tbody", *rows), class_="cards values"
     )
-    content = element("section", element("h2", "Environment"), table, id="environment")
+    scroll = element(
+        "div", table, class_="scroll", tabindex=0, role="region", aria_label="Environment"
+    )
+    content = element("section", element("h2", "Environment"), scroll, id="environment")
     yield "environment", "Environment", content
 
 

@@ -7,6 +7,9 @@ Slot 0, the baseline, is a quiet grey; the challengers take the Okabe-Ito colour
 from __future__ import annotations
 
 LIGHT = ("#59636e", "#0072b2", "#d55e00", "#008a64", "#b0548a", "#8a6d00", "#2f8fc4")
+SHADES = ("#08306b", "#08519c", "#2171b5", "#4b97c9", "#7fb2d8", "#aecbe3", "#cdd8e4")
+"""Of ranks, the best one strongest; on dark paper the best one lightest."""
+
 MARKERS = ("circle", "square", "triangle", "diamond", "cross", "plus", "down")
 
 

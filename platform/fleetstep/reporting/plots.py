@@ -167,7 +167,8 @@ def _draw_series(axes: Any, panel: Panel, series: Series) -> None:
     colour, marker = _look(series.slot)
     xs, ys = [p.x for p in series.points], [p.y for p in series.points]
     if series.line:
-        axes.plot(xs, ys, color=colour, linewidth=1.8, zorder=3)
+        width, alpha = (1.0, _FAINT) if series.faint else (1.8, None)
+        axes.plot(xs, ys, color=colour, linewidth=width, alpha=alpha, zorder=3)
     for point in series.points if series.marks else ():
         if point.low is not None and point.high is not None:
             along_x = panel.interval == "x"

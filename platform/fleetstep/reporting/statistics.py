@@ -166,9 +166,11 @@ class Reached:
 def reach(curve: Curve, target: float) -> Reached | None:
     """Where the best value so far first is `target` or lower; None where it never is.
 
-    Between two measurements which lowered the best value it is interpolated linearly, in images
-    and in time; measurements which did not lower it (noise, overfitting, NaN) are passed over. A
-    curve which starts at or below the target reached it at its first measurement, or before.
+    Between two measurements which lowered the best value it is interpolated as a power law where
+    images and values are positive, which curves of loss nearly are and a pure one is exactly, else
+    linearly; time runs evenly with the images. Measurements which did not lower it (noise,
+    overfitting, NaN) are passed over. A curve which starts at or below the target reached it at
+    its first measurement, or before.
     """
     before: tuple[int, float, float] | None = None
     for images, value, wall in zip(curve.images_seen, curve.values, curve.wall_s, strict=True):
@@ -177,12 +179,22 @@ def reach(curve: Curve, target: float) -> Reached | None:
         if value <= target:
             if before is None:
                 return Reached(float(images), wall)
-            share = (before[1] - target) / (before[1] - value)
-            return Reached(
-                before[0] + share * (images - before[0]), before[2] + share * (wall - before[2])
-            )
+            found = _between(before[:2], (images, value), target)
+            share = (found - before[0]) / (images - before[0])
+            return Reached(found, before[2] + share * (wall - before[2]))
         before = (images, value, wall)
     return None
+
+
+def _between(before: tuple[int, float], after: tuple[int, float], target: float) -> float:
+    """Images at which a falling curve through two measurements meets a value between theirs."""
+    if target == after[1] or math.isinf(before[1]) or math.isinf(after[1]):
+        return float(after[0])
+    if before[0] > 0 and after[1] > 0:
+        share = math.log(before[1] / target) / math.log(before[1] / after[1])
+        return before[0] * math.exp(share * math.log(after[0] / before[0]))
+    share = (before[1] - target) / (before[1] - after[1])
+    return before[0] + share * (after[0] - before[0])
 
 
 @dataclass(frozen=True)
@@ -231,6 +243,38 @@ def final_value(curve: Curve | None) -> float | None:
     if curve is None or not curve.values or not math.isfinite(curve.values[-1]):
         return None
     return curve.values[-1]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over training seeds with its 95 % Student interval.
+
+    Args:
+        low, high: ends of the interval (n - 1 degrees of freedom); None of a single value, which
+            tells nothing of other seeds.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Mean and interval of independent values, at least one.
+
+    Raises:
+        ValueError: no values.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("the mean of no values is not defined")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Mean(mean, None, None, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(variance / n)
+    return Mean(mean, mean - half, mean + half, n)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:

@@ -125,7 +125,8 @@ def _series(frame: _Frame, series: Series) -> Markup:
     line = element("polyline", points=path) if series.line and len(series.points) > 1 else ""
     marks = [_mark(frame, point, marker_of(series.slot)) for point in series.points]
     shown = marks if series.marks else ()
-    return element("g", line, *shown, class_=f"series s{colour_of(series.slot)}")
+    classes = ["series", f"s{colour_of(series.slot)}", *["faded"] * series.faint]
+    return element("g", line, *shown, class_=" ".join(classes), data_name=series.run)
 
 
 def _mark(frame: _Frame, point: Point, marker: str) -> Markup:

@@ -142,7 +142,7 @@ def config_table(comparison: Comparison) -> Table:
 
 
 def _verdict(comparison: Comparison, standing: Standing) -> Text:
-    if standing.run.name == comparison.baseline:
+    if standing.run.name not in comparison.partners:
         return Text("baseline", "dim")
     if standing.headline is None or comparison.sweep is None:
         return Text("not compared", "dim")

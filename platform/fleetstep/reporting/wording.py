@@ -9,12 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fleetstep.reporting.records import Cell, Protocol
-from fleetstep.reporting.statistics import Difference
+from fleetstep.reporting.arms import SeedDifference
+from fleetstep.reporting.records import HELD_OUT_LOSS, Cell, Protocol
+from fleetstep.reporting.seeds import Arm
+from fleetstep.reporting.speedup import Ratio, Speedup
+from fleetstep.reporting.statistics import Difference, Mean
 
 ONE_SEED = (
     "One training seed each: the intervals cover the sampling of images only, not what another "
     "training run would give."
+)
+
+ONE_PAIR = (
+    "One pair of training runs each: the intervals cover the sampling of images only, not what "
+    "another training run would give."
 )
 
 NOT_FID = "Not FID: not comparable with any published FID, nor across extractors or references."
@@ -93,6 +101,67 @@ def _three(value: float) -> str:
 def ratio_text(ratio: float | None) -> str:
     """A speed-up: "1.34×"."""
     return "not defined" if ratio is None else f"{ratio:.2f}×"
+
+
+def speedup_text(ratio: Ratio) -> str:
+    """A mean speed-up as far as it is known: "1.52× [1.41, 1.64]", "> 1.80×", "not known"."""
+    if ratio.value is not None:
+        if ratio.low is None or ratio.high is None:
+            return ratio_text(ratio.value)
+        return f"{ratio_text(ratio.value)} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    if ratio.at_least > 0 and math.isfinite(ratio.at_most):
+        return f"between {ratio_text(ratio.at_least)} and {ratio_text(ratio.at_most)}"
+    if ratio.at_least > 0:
+        return f"> {ratio_text(ratio.at_least)}"
+    return f"< {ratio_text(ratio.at_most)}" if math.isfinite(ratio.at_most) else "not known"
+
+
+def seeds_text(arm: Arm) -> str:
+    """The training seeds of an arm: "3 seeds: 0, 1, 2"."""
+    named = ", ".join(seed or "unknown" for seed in arm.seeds)
+    return f"seed {named}" if len(arm.runs) == 1 else f"{len(arm.runs)} seeds: {named}"
+
+
+def pairs_text(level: Speedup) -> str:
+    """How many pairs a speed-up is the mean of, and which runs never got there."""
+    pairs = level.images.pairs
+    text = "1 pair of runs" if pairs == 1 else f"{pairs} pairs of runs"
+    own, other = (pairs - count for count in level.reached)
+    missed = [f"{own} never reached it"] * (own > 0)
+    missed += [f"{other} of the baseline’s never did"] * (other > 0)
+    return "; ".join([text, *missed])
+
+
+def curve_text(key: str) -> str:
+    """A curve's name for people: "held-out loss", "fd1k.fs-rn20.multi112, dpmpp-order-2@16"."""
+    if key == HELD_OUT_LOSS:
+        return "held-out loss"
+    metric, _, drawn = key.removeprefix("eval/").partition("/")
+    return ", ".join(part for part in (metric.partition("@")[0], drawn) if part)
+
+
+def mean_text(mean: Mean) -> str:
+    """A mean over seeds with its interval: "0.2131 ± 0.0012"; of one seed the value."""
+    if mean.low is None or mean.high is None:
+        return number(mean.value)
+    return with_interval(mean.value, mean.low, mean.high)
+
+
+def seed_difference_text(difference: SeedDifference) -> str:
+    """A signed difference over seeds: "−0.31 [−0.36, −0.26]"; without brackets of one pair."""
+    mean = difference.mean
+    sign = "+" if mean.value > 0 else ""
+    if mean.low is None or mean.high is None:
+        return f"{sign}{number(mean.value)}"
+    half = (mean.high - mean.low) / 2
+    value, low, high = (number(v, half) for v in (mean.value, mean.low, mean.high))
+    return f"{sign}{value} [{low}, {high}]"
+
+
+def pair_count_text(difference: SeedDifference) -> str:
+    """What a difference over seeds is the mean of: "3 pairs", "1 pair, no interval over seeds"."""
+    n = difference.mean.n
+    return "1 pair, no interval over seeds" if n == 1 else f"{n} pairs"
 
 
 def metric_text(protocol: Protocol) -> str:
