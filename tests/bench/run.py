@@ -212,6 +212,14 @@ def evaluation() -> list[Ratio]:
     return measured()
 
 
+def tracking() -> list[Ratio]:
+    """What logging metrics costs training."""
+    from tracking import tracking as measured
+
+    step, *_ = _bare_step()
+    return measured(step)
+
+
 def control_plane() -> dict[str, Any]:
     """What the pool costs by itself: figures, not ratios."""
     from control_plane import control_plane as measured
@@ -220,7 +228,7 @@ def control_plane() -> dict[str, Any]:
 
 
 _MEASURES: tuple[Callable[[], Ratio | list[Ratio]], ...] = (
-    randomness, engine, stream, frechet, strategies, certificates, solvers, evaluation,
+    randomness, engine, stream, tracking, frechet, strategies, certificates, solvers, evaluation,
 )  # fmt: skip
 
 

@@ -238,7 +238,7 @@ def test_files_and_the_dataset_are_kept_with_the_run(
     assert set(run.artifacts) == kept
     assert run.tags["dataset.fingerprint"] == "ab" * 32
     (entry,) = tracker._client.get_run(run_id).inputs.dataset_inputs
-    assert (entry.dataset.name, entry.dataset.digest) == ("digits", ("ab" * 32)[:36])
+    assert (entry.dataset.name, entry.dataset.digest) == ("digits", "ab" * 6)
     assert (folder(tracker) / "artifacts" / run_id / "artifacts" / "scores.json").is_file()
     with pytest.raises(ValueError, match="JSON"):
         tracker.log_dict(run_id, float("nan"), "scores.json")

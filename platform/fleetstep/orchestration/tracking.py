@@ -17,6 +17,7 @@ from typing import Any, Literal
 from fleetstep.addresses import redacted
 from fleetstep.errors import TrackingError, UnknownRunError
 from fleetstep.orchestration import tracking_store
+from fleetstep.orchestration.run_notes import EXPERIMENT_TAGS, NOTE, source_tags, with_sentence
 from fleetstep.orchestration.termination import sigterm_as_exit
 from fleetstep.orchestration.tracking_store import to_tracker_key
 
@@ -26,7 +27,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 RESUME_TAG = "fleetstep.resume"
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
-_LONGEST_DIGEST = 36
+_DIGEST = 12
 _PARAMS_PER_BATCH = 100
 
 
@@ -85,6 +86,7 @@ class Tracker:
             tags["mlflow.parentRunId"] = parent_run_id
         with self._errors(f"start run {name!r}"):
             if run_id is None:
+                tags |= source_tags()
                 run_id = str(
                     self._client.create_run(
                         self.experiment_id, run_name=name, tags=_cut_tags(tags)
@@ -100,6 +102,18 @@ class Tracker:
                 self._set_tags(run_id, tags)
                 self._log_params(run_id, params)
         return run_id
+
+    def describe(self, run_id: str, sentence: str) -> None:
+        """Say on the run's page what it is, in place of what was said by us before; what people
+        wrote there stays.
+
+        Args:
+            run_id: the run.
+            sentence: Markdown in one paragraph; see `with_sentence`.
+        """
+        with self._errors(f"describe run {run_id}"):
+            note = self._existing(run_id).data.tags.get(NOTE, "")
+            self._set_tags(run_id, {NOTE: with_sentence(note, sentence)})
 
     def finish(self, run_id: str, status: Status) -> None:
         """Record how the run ended."""
@@ -173,17 +187,21 @@ class Tracker:
     def log_dataset(self, run_id: str, name: str, fingerprint: str, source: str) -> None:
         """Record what the run reads: the dataset's name, content fingerprint and path.
 
-        MLflow keeps 36 characters of a digest; the whole fingerprint is in `dataset.fingerprint`.
+        The digest is the fingerprint's first 12 characters, as messages have it; the whole one is
+        in the tag `dataset.fingerprint`.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(
-            name, fingerprint[:_LONGEST_DIGEST], "local", json.dumps({"uri": source})
-        )
+        dataset = Dataset(name, fingerprint[:_DIGEST], "local", json.dumps({"uri": source}))
         tags = [InputTag("mlflow.data.context", "training")]
         with self._errors(f"record the dataset of run {run_id}"):
             self._client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
             self._set_tags(run_id, {"dataset.name": name, "dataset.fingerprint": fingerprint})
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Add facts to a run, or replace them."""
+        with self._errors(f"tag run {run_id}"):
+            self._set_tags(run_id, tags)
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Id of the run that has all these tags, None if there is none.
@@ -221,7 +239,10 @@ class Tracker:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=artifacts))
+                made = self._client.create_experiment(
+                    name, artifact_location=artifacts, tags=EXPERIMENT_TAGS
+                )
+                return str(made)
             except MlflowException as error:
                 # Another driver was faster.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":

@@ -157,8 +157,9 @@ def _library() -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # Thirty lines about migrations at the first run are no news to anyone.
-    for name in ("alembic", "mlflow.store.db.utils"):
+    # Thirty lines about migrations at the first run, or that a model's own example fits it, are no
+    # news to anyone.
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient
 
