@@ -19,8 +19,7 @@ from fleetstep.networks.dit import Dit
 from fleetstep.orchestration.amed_checkpoint import choose_amed_start, load_state, save_state
 from fleetstep.orchestration.amed_report import make_report
 from fleetstep.orchestration.cells import SnapshotRef
-from fleetstep.orchestration.fit_worker import Assignment, as_worker, report_checkpoint
-from fleetstep.orchestration.metric_logger import MetricLogger
+from fleetstep.orchestration.fit_worker import Assignment, as_worker, logger_of, report_checkpoint
 from fleetstep.orchestration.run_folder import RunFolder
 from fleetstep.orchestration.snapshots import load_trained
 from fleetstep.sampling.amed.files import save_predictor
@@ -103,9 +102,7 @@ class _Run:
         self._store = CheckpointStore(folder.checkpoints, keep=_KEEP)
         self._outputs: list[Tensor] = []
         self._trainer.predictor.register_forward_hook(self._keep_outputs)
-        self._logger = (
-            MetricLogger(job.tracking_uri, job.run_id, folder.spool) if group.rank == 0 else None
-        )
+        self._logger = logger_of(job, folder) if group.rank == 0 else None
 
     def __enter__(self) -> _Run:
         return self

@@ -88,11 +88,13 @@ def evaluator_of(
     folder: RunFolder,
     facts: RunFacts,
     measures: Sequence[Measure],
-    tracker: Tracker,
+    tracker: Tracker | None,
     run_id: str,
     say: Say | None,
 ) -> Evaluator | None:
-    """What scores the experiment's snapshots; None if it asks for no scores."""
+    """What scores the experiment's snapshots; None if it asks for no scores. Without a tracker
+    the scores stay in the run's folder.
+    """
     evaluate = experiment.evaluate
     if evaluate is None:
         return None
@@ -114,7 +116,7 @@ def evaluator_of(
 
 
 def _scoring(
-    experiment: Experiment, evaluate: EvaluateSpec, tracker: Tracker, run_id: str
+    experiment: Experiment, evaluate: EvaluateSpec, tracker: Tracker | None, run_id: str
 ) -> Scoring:
     spec = _sweep_of(experiment, evaluate, experiment.folder)
     storage = Path(spec.storage).resolve()
@@ -134,6 +136,8 @@ def _scoring(
         return found
 
     def record(images_seen: int, plan: SweepPlan, scores: Sequence[CellScore]) -> None:
+        if tracker is None:
+            return
         for score in scores:
             known = plan.reference_of.get(score.cell)
             reference = score.records[0].reference_sha256 if known is None else known.key

@@ -18,18 +18,21 @@ from typing import Any
 
 from fleetstep import config
 from fleetstep.config import Experiment
+from fleetstep.errors import TrackingError
 from fleetstep.orchestration.evaluated import Evaluated
 from fleetstep.orchestration.evaluator_setup import check_evaluation, check_pool, evaluator_of
 from fleetstep.orchestration.figures import keep_figures
 from fleetstep.orchestration.fit_worker import Assignment, facts_of, run_worker
 from fleetstep.orchestration.progress import Follower
 from fleetstep.orchestration.run_folder import RunFolder
+from fleetstep.orchestration.run_notes import HELD_OUT, last_point, training_sentence
 from fleetstep.orchestration.session import connect
 from fleetstep.orchestration.sweep_job import tracking_uri
 from fleetstep.orchestration.tracked_run import check_metrics, collect, start_run
 from fleetstep.orchestration.tracking import Tracker
 from fleetstep.orchestration.trainer import Say, check_workers, run_workers, tell
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent, no_event
+from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
 from fleetstep.training.resume import Resume, check_leftovers, choose_start
 
 
@@ -99,12 +102,8 @@ def fit(
     facts = facts_of(experiment, manifest)
     evaluate = experiment.evaluate
     measures = [] if evaluate is None else check_evaluation(evaluate, manifest)
-    store = CheckpointStore(folder.checkpoints)
-    if choose_start(store, resume, facts) is None:
-        check_leftovers(folder.snapshots, resume, facts)
+    if check_start(folder, resume, facts, say) is None:
         check_metrics(folder, facts)
-    for skipped in store.skipped:
-        tell(say, f"  passed over {skipped.path.name}: {skipped.reason}")
     uri = tracking_uri(experiment.tracking.uri, Path(experiment.storage))
     tracker = Tracker(uri, experiment.tracking.experiment)
     with connect(experiment.cluster.address):
@@ -150,18 +149,54 @@ def _train(
         KeyboardInterrupt: the run was stopped before that.
     """
     manifest = config.manifest_of(experiment)
-    job = Assignment(
-        experiment.model_dump_json(), run_id, tracker.uri, str(folder.root.resolve()), on_event
-    )
     with tracker.ending(run_id):
         tracker.log_dataset(run_id, manifest.name, manifest.fingerprint, experiment.data.path)
         tracker.log_artifact(run_id, folder.config)
+        tracker.describe(run_id, training_sentence(experiment, manifest.name))
+        job = Assignment(
+            experiment.model_dump_json(),
+            run_id,
+            tracker.uri,
+            str(folder.root.resolve()),
+            on_event,
+        )
         try:
-            with Follower(folder.spool, experiment.training.images, say):
-                outcome = run_workers(run_worker, job.as_dict(), experiment.cluster, folder, say)
+            outcome = train_workers(experiment, job, folder, say)
         finally:
             collect(tracker, run_id, folder, say)
         if not outcome["finished"]:
             # Leaves the block as an interruption, so that the tracker says KILLED.
             raise KeyboardInterrupt
+        reached = last_point(folder.spool, HELD_OUT)
+        with contextlib.suppress(TrackingError):  # `ending` says it if the tracker is down
+            tracker.describe(run_id, training_sentence(experiment, manifest.name, reached))
     return int(outcome["images_seen"])
+
+
+def check_start(
+    folder: RunFolder, resume: Resume, facts: RunFacts, say: Say | None
+) -> Checkpoint | None:
+    """The checkpoint that a job in this folder will go on from, None from nothing.
+
+    Raises:
+        ResumeError: the policy cannot be kept, or the folder holds another experiment.
+    """
+    store = CheckpointStore(folder.checkpoints)
+    start = choose_start(store, resume, facts)
+    if start is None:
+        check_leftovers(folder.snapshots, resume, facts)
+    for skipped in store.skipped:
+        tell(say, f"  passed over {skipped.path.name}: {skipped.reason}")
+    return start
+
+
+def train_workers(
+    experiment: Experiment, job: Assignment, folder: RunFolder, say: Say | None
+) -> dict[str, Any]:
+    """Run the workers in a folder that is prepared: {"images_seen", "finished"} of rank 0.
+
+    Raises:
+        TrainingError: as `run_workers`.
+    """
+    with Follower(folder.spool, experiment.training.images, say):
+        return run_workers(run_worker, job.as_dict(), experiment.cluster, folder, say)

@@ -18,10 +18,11 @@ from fleetstep.data.manifest import Manifest
 from fleetstep.data.stream import Stream
 from fleetstep.errors import FleetstepError
 from fleetstep.networks.execution import prepare
-from fleetstep.orchestration.metric_logger import MetricLogger
+from fleetstep.orchestration.metric_logger import MetricLogger, SpoolLogger
 from fleetstep.orchestration.pieces import network_of, objective_of
 from fleetstep.orchestration.run_folder import RunFolder
 from fleetstep.orchestration.snapshot_view import SnapshotView
+from fleetstep.orchestration.system_metrics import SystemMetrics
 from fleetstep.training.checkpoint import CheckpointStore, OnEvent
 from fleetstep.training.checkpoint_format import Checkpoint, RunFacts
 from fleetstep.training.ema import EmaTracks
@@ -35,12 +36,12 @@ from fleetstep.training.spec import BatchPlan, batch_arithmetic, effective_stage
 @dataclass(frozen=True)
 class Assignment:
     """Everything a worker needs, picklable; the tracker's address has its secrets resolved and is
-    never printed.
+    never printed. Without one, metrics stay in the run's spool.
     """
 
     experiment: str
     run_id: str
-    tracking_uri: str = field(repr=False)
+    tracking_uri: str | None = field(repr=False)
     folder: str
     on_event: OnEvent
 
@@ -130,11 +131,9 @@ class _Run:
             group=self._engine.group,
             device=device,
         )
-        self._logger = (
-            MetricLogger(job.tracking_uri, job.run_id, folder.spool)
-            if self._engine.group.rank == 0
-            else None
-        )
+        rank_0 = self._engine.group.rank == 0
+        self._logger = logger_of(job, folder) if rank_0 else None
+        self._system = SystemMetrics() if rank_0 else None
 
     def __enter__(self) -> _Run:
         return self
@@ -171,8 +170,8 @@ class _Run:
         return network_of(self._experiment, self._stream.shape, self._stream.classes)
 
     def _log(self, images_seen: int, metrics: Mapping[str, float]) -> None:
-        if self._logger is not None:
-            self._logger.log(images_seen, metrics)
+        if self._logger is not None and self._system is not None:
+            self._logger.log(images_seen, {**metrics, **self._system.take()})
 
     def _snapshot(self, path: Path, images_seen: int) -> None:
         """Held-out error and grid of every snapshot, shared by the workers."""
@@ -194,6 +193,13 @@ def facts_of(experiment: Experiment, manifest: Manifest) -> RunFacts:
         shape=manifest.shape,
         classes=manifest.classes,
     )
+
+
+def logger_of(job: Assignment, folder: RunFolder) -> MetricLogger | SpoolLogger:
+    """Where the job's metrics go; for rank 0."""
+    if job.tracking_uri is None:
+        return SpoolLogger(folder.spool)
+    return MetricLogger(job.tracking_uri, job.run_id, folder.spool)
 
 
 def _augmentation(experiment: Experiment) -> Augmentation | None:

@@ -30,6 +30,39 @@ FLUSH_S = 5.0
 _LONGEST_WAIT_S = 30.0
 
 
+class SpoolLogger:
+    """Keeps the metrics of one run in its spool and sends nothing: somebody else drains it. For
+    the rank-0 worker alone.
+
+    Args:
+        spool_path: the run's spool; opened again after a restart, it knows what was logged.
+
+    Raises:
+        TrackingError: the spool cannot be used.
+    """
+
+    def __init__(self, spool_path: Path) -> None:
+        self._spool = SpoolWriter(spool_path)
+        self._keys: set[str] = set()
+
+    def log(self, images_seen: int, metrics: Mapping[str, float]) -> None:
+        """Record values at `images_seen`; points at or below the last one of a key are dropped.
+
+        Raises:
+            TrackingError: a name MLflow would refuse, or a disk that is full.
+        """
+        if not metrics.keys() <= self._keys:
+            # Checked here, where the caller is: in the queue it would hold up all that follow.
+            for key in metrics:
+                tracking_store.to_tracker_key(key)
+            self._keys.update(metrics)
+        self._spool.append(images_seen, metrics)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._spool.close()
+
+
 class MetricLogger:
     """Logs the metrics of one run. For the rank-0 worker alone.
 
@@ -46,8 +79,7 @@ class MetricLogger:
     def __init__(
         self, uri: str, run_id: str, spool_path: Path, *, flush_s: float = FLUSH_S
     ) -> None:
-        self._spool = SpoolWriter(spool_path)
-        self._keys: set[str] = set()
+        self._spool = SpoolLogger(spool_path)
         self._sender = _Sender(uri, run_id, spool_path)
         self._flush_s = flush_s
         self._closing = threading.Event()
@@ -74,12 +106,7 @@ class MetricLogger:
         Raises:
             TrackingError: a name MLflow would refuse, or a disk that is full.
         """
-        if not metrics.keys() <= self._keys:
-            # Checked here, where the caller is: in the queue it would hold up all that follow.
-            for key in metrics:
-                tracking_store.to_tracker_key(key)
-            self._keys.update(metrics)
-        self._spool.append(images_seen, metrics)
+        self._spool.log(images_seen, metrics)
 
     def close(self, timeout: float = 10.0) -> bool:
         """Send the rest, for at most `timeout` seconds; False if some is left for `drain`."""
@@ -112,20 +139,26 @@ class MetricLogger:
         return True
 
 
-def drain(uri: str, run_id: str, spool_path: Path) -> int:
+def drain(uri: str, run_id: str, spool_path: Path, *, up_to: float = math.inf) -> int:
     """Send what a worker left in its spool; the number of points sent. Sending twice is harmless.
+
+    Args:
+        uri: the tracker, secrets resolved.
+        run_id: a run of it.
+        spool_path: the run's spool.
+        up_to: points beyond so many images seen do not count and are left out.
 
     Raises:
         TrackingError: the tracker did not take them; they stay in the spool.
     """
-    return _Sender(uri, run_id, spool_path).send_all()
+    return _Sender(uri, run_id, spool_path, up_to).send_all()
 
 
 class _Sender:
     """Moves points from the spool to the tracker, and the cursor behind them."""
 
-    def __init__(self, uri: str, run_id: str, spool_path: Path) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, run_id: str, spool_path: Path, up_to: float = math.inf) -> None:
+        self._uri, self._up_to = uri, up_to
         self._run_id = run_id
         self._reader = SpoolReader(spool_path)
         self._cursor = Cursor(spool_path, run_id)
@@ -161,7 +194,8 @@ class _Sender:
             self._start = self._cursor.load()
         while not self._unsent:
             before = self._reader.offset
-            self._unsent = list(self._reader.read(_BATCH))
+            points = list(self._reader.read(_BATCH))
+            self._unsent = [point for point in points if point.images_seen <= self._up_to]
             if self._reader.offset == before:
                 return False
             # Lines before the cursor are read for the last point of each key, and not sent.

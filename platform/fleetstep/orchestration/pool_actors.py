@@ -183,6 +183,8 @@ class RayCluster:
             num_gpus=gpus,
             max_restarts=0,  # the ledger decides
             max_task_retries=0,
+            # Never inside the placement group of a trial's workers, which has no room for it.
+            scheduling_strategy="DEFAULT",
             runtime_env={"env_vars": worker_environment(THREADS)},
         )(_Actor)
         self._autoscaler = RayAutoscaler(cpus=cpus, gpus=gpus)

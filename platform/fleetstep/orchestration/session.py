@@ -48,8 +48,13 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def connect(address: str | None) -> Iterator[None]:
+def connect(address: str | None, *, dashboard: bool = False) -> Iterator[None]:
     """Ray for the time of a block: `address`, or a local cluster that ends with the block.
+
+    Args:
+        address: of a running cluster; None starts a local one.
+        dashboard: of a local cluster: without it nobody releases the workers of a training whose
+            own driver, an actor, was killed.
 
     A cluster this process is already connected to is used as it is and left running. When the
     block fails, the local cluster's logs are kept and their folder is named on stderr.
@@ -64,7 +69,7 @@ def connect(address: str | None) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="fs-ray-") if address is None else None
     if folder is not None:
         # "local", because without an address Ray would follow RAY_ADDRESS to another cluster.
-        options |= {"address": "local", "include_dashboard": False, "_temp_dir": folder}
+        options |= {"address": "local", "include_dashboard": dashboard, "_temp_dir": folder}
     else:
         options |= {"address": address}
     try:
