@@ -39,10 +39,12 @@ import_app = typer.Typer(
 amed_app = typer.Typer(
     no_args_is_help=True, help="Train a predictor that makes a solver of few calls better (AMED)."
 )
+export_app = typer.Typer(no_args_is_help=True, help="Hand a trained network to other software.")
 app.add_typer(data_app, name="data")
 data_app.add_typer(pack_app, name="pack")
 app.add_typer(import_app, name="import")
 app.add_typer(amed_app, name="amed")
+app.add_typer(export_app, name="export")
 
 
 class Resume(enum.StrEnum):
@@ -336,6 +338,36 @@ def import_diffusers_verb(
     _say_imported(write_import(read_diffusers(source), source, out, data=data), json_)
 
 
+# --- export --------------------------------------------------------------------------------------
+
+
+@export_app.command("mlflow")
+def export_mlflow_verb(
+    source: Annotated[Path, typer.Argument(help="Run folder (its last snapshot) or a snapshot.")],
+    register: Annotated[
+        str | None,
+        typer.Option(help="Registered model to add a version to.", show_default=False),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose best value is the version's score: a kind or a full name; fd by default.",
+            show_default=False,
+        ),
+    ] = None,
+    ema: Annotated[str, typer.Option(help="EMA track that is drawn from.")] = "ema",
+    json_: Json = False,
+) -> None:
+    """Log a snapshot as an MLflow model that samples, in the tracker of its run.
+
+    [dim]Example: fleetstep export mlflow runs/digits-edm --register digits[/dim]
+    """
+    from fleetstep.orchestration.logged_models import export_to_mlflow
+
+    exported = export_to_mlflow(source, register=register, metric=metric, ema=ema)
+    _print_json(exported.as_dict()) if json_ else print(exported.text())
+
+
 # --- train, sample, sweep, compare, doctor -------------------------------------------------------
 
 
@@ -584,13 +616,58 @@ def sweep(
 
 
 @app.command()
+def tune(
+    search: Annotated[Path, typer.Argument(help="Search file; see pipelines/searches.")],
+    overrides: Overrides = None,
+    resume: Annotated[
+        Resume,
+        typer.Option(help="auto: go on if the search was begun; must: never begin one; never."),
+    ] = Resume.AUTO,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print trials, images and disk, then stop.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Search settings: trials are training jobs, and weak ones are ended early.
+
+    [dim]Example: fleetstep tune pipelines/searches/digits-speed.yaml searcher.trials=6[/dim]
+    """
+    from fleetstep.config import SearchSpec, load
+
+    spec = load(SearchSpec, search, overrides or [])
+    if dry_run:
+        from fleetstep.orchestration.search_job import preview
+
+        seen = preview(spec)
+        _print_json(seen.as_dict()) if json_ else print(seen.text())
+        return
+    from fleetstep.orchestration.search_job import run_search
+
+    result = run_search(
+        spec,
+        resume=resume.value,
+        say=None if json_ else print,
+        show=None if json_ else _print_table,
+    )
+    if json_:
+        _print_json(result.as_dict())
+        return
+    _print_tables(result.tables())
+    print(result.text())
+
+
+@app.command()
 def compare(
     runs: Annotated[
-        list[str] | None, typer.Argument(help="Run names or ids; none: all of the experiment.")
+        list[str] | None,
+        typer.Argument(help="Runs, trials or searches, by name or id; none: all training runs."),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Run that the others are compared with; the first by default."),
+        typer.Option(
+            help="Run, or setting with several seeds, that the others are compared with; the "
+            "first by default."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder for the page and the pictures.")
@@ -623,6 +700,7 @@ def compare(
         return
     _print_tables(result.tables)
     print(f"page: {result.page}")
+    print(f"data: {', '.join(map(str, result.exports))}")
 
 
 @app.command()

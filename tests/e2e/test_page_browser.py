@@ -12,16 +12,20 @@ from e2e.devtools import Chromium
 from fleetstep.reporting.comparison import compare
 from fleetstep.reporting.neighbours import NeighbourCheck
 from fleetstep.reporting.page import write_page
+from fleetstep.reporting.search_page import SearchReport, write_search_page
+from fleetstep.reporting.search_record import SearchRecord
 from fleetstep.reporting.seed_grids import SeedGrid
 from fleetstep.reporting.sweep_page import SweepReport, write_sweep_page
 from fleetstep.reporting.sweep_record import SweepRecord
-from synthetic_records import demo_records
+from synthetic_records import demo_records, seed_records
+from synthetic_search import demo_search
 from synthetic_sweep import NFE, SOLVERS, demo_sweep
 
 pytestmark = pytest.mark.browser
 
 HEADINGS = [
     "Held-out loss over training",
+    "Speed-up over edm",
     "FD (fs-rn20) against network calls",
     "Paired differences to edm",
     "Where on the noise axis the held-out error changes",
@@ -47,6 +51,26 @@ def browser(folder: Path):
 def url(folder: Path):
     path = folder / "comparison.html"
     write_page(compare(demo_records(), "edm"), path)
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def report():
+    return SearchReport.of(SearchRecord.from_dict(demo_search(several=True)))
+
+
+@pytest.fixture(scope="module")
+def seeds_url(folder: Path, report: SearchReport):
+    """Settings with several seeds, and a search on the same page."""
+    path = folder / "seeds.html"
+    write_page(compare(seed_records(), "edm"), path, [report])
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def search_url(folder: Path, report: SearchReport):
+    path = folder / "search.html"
+    write_search_page([report], path)
     return path.as_uri()
 
 
@@ -122,6 +146,141 @@ def test_the_sweeps_page_renders_too(
     browser.screenshot(folder / f"sweep-{width}-{'dark' if dark else 'light'}.png")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["seeds", "search"])
+def test_seeds_and_searches_render_too(
+    browser: Chromium,
+    name: str,
+    folder: Path,
+    width: int,
+    dark: bool,
+    request: pytest.FixtureRequest,
+):
+    browser.open(request.getfixturevalue(f"{name}_url"), width=width, dark=dark)
+
+    assert_silent(browser)
+    browser.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.querySelectorAll('.thread').length") == 23
+    browser.screenshot(folder / f"{name}-{width}-{'dark' if dark else 'light'}.png")
+
+
+def column(browser: Chromium, index: int) -> list[str]:
+    """The texts of a column of the trials' table, in the order shown."""
+    rows = "[...document.querySelectorAll('.trials tbody tr')]"
+    return browser.evaluate(f"{rows}.map((r) => r.cells[{index}].innerText)")
+
+
+def pressed(browser: Chromium, key: str, code: int) -> None:
+    for kind in ("rawKeyDown", "char", "keyUp"):
+        browser.send(
+            "Input.dispatchKeyEvent",
+            type=kind,
+            key=key,
+            text="\r" if key == "Enter" else key,
+            windowsVirtualKeyCode=code,
+        )
+
+
+def test_a_column_is_sorted_by_click_and_by_keyboard(browser: Chromium, search_url: str):
+    browser.open(search_url, width=1280)
+    head = "document.querySelectorAll('.trials thead th')[3]"
+    given = column(browser, 3)
+
+    browser.evaluate(f"{head}.querySelector('button').click()")
+    rates = [float(text) for text in column(browser, 3)]
+    assert rates == sorted(rates)
+    assert len(rates) == 24
+    assert browser.evaluate(f"{head}.ariaSort") == "ascending"
+
+    browser.evaluate(f"{head}.querySelector('button').focus()")
+    pressed(browser, "Enter", 13)
+    assert browser.evaluate(f"{head}.ariaSort") == "descending"
+    assert [float(text) for text in column(browser, 3)] == sorted(rates, reverse=True)
+
+    pressed(browser, "Enter", 13)
+    assert browser.evaluate(f"{head}.ariaSort") == "none"
+    assert column(browser, 3) == given
+    assert_silent(browser)
+
+
+def test_what_has_no_value_is_last_whichever_way_it_is_sorted(browser: Chromium, search_url: str):
+    browser.open(search_url, width=1280)
+    button = "document.querySelectorAll('.trials thead th')[5].querySelector('button')"
+
+    for _ in range(2):
+        browser.evaluate(f"{button}.click()")
+        multipliers = column(browser, 5)
+        known = [text for text in multipliers if text != "–"]
+        assert len(known) == 8
+        assert multipliers == [*known, *["–"] * 16]
+    assert known == sorted(known, key=float, reverse=True)
+
+
+def test_words_are_sorted_as_words_and_one_column_at_a_time(browser: Chromium, search_url: str):
+    browser.open(search_url, width=1280)
+    for index in (3, 4):
+        head = f"document.querySelectorAll('.trials thead th')[{index}]"
+        browser.evaluate(f"{head}.querySelector('button').click()")
+
+    assert column(browser, 4) == ["fdm"] * 8 + ["plain"] * 8 + ["speed"] * 8
+    sorts = browser.evaluate(
+        "[...document.querySelectorAll('.trials thead th')].map((th) => th.ariaSort)"
+    )
+    assert [i for i, sort in enumerate(sorts) if sort != "none"] == [4]
+
+
+def test_rows_are_filtered_by_all_words(browser: Chromium, search_url: str):
+    browser.open(search_url, width=1280)
+    field = "document.querySelector('.filter input')"
+    shown = "[...document.querySelectorAll('.trials tbody tr')].filter((r) => r.offsetHeight > 0)"
+
+    browser.evaluate(f"{field}.focus()")
+    browser.send("Input.insertText", text="FDM finished")
+    states = browser.evaluate(f"{shown}.map((r) => [r.cells[4].innerText, r.cells[7].innerText])")
+    assert states
+    assert {tuple(state) for state in states} == {("fdm", "finished")}
+    assert browser.evaluate("document.querySelector('.filter [role=status]').innerText") == (
+        f"{len(states)} of 24 rows"
+    )
+    browser.evaluate(f"{field}.value = ''; {field}.dispatchEvent(new Event('input'))")
+    assert browser.evaluate(f"{shown}.length") == 24
+
+
+def test_a_legends_name_hides_its_series_and_its_words(browser: Chromium, url: str):
+    browser.open(url, width=1280)
+    count = (
+        "[...document.querySelectorAll('#nfe .series')]"
+        ".filter((s) => getComputedStyle(s).display !== 'none').length"
+    )
+    button = "document.querySelectorAll('#nfe .legend button')[1]"
+    before = browser.evaluate(count)
+
+    browser.evaluate(f"{button}.click()")
+    assert browser.evaluate(f"{button}.ariaPressed") == "false"
+    # One series in each of five panels; other figures keep theirs.
+    assert browser.evaluate(count) == before - 5
+    assert browser.evaluate("document.querySelectorAll('#loss .series.off').length") == 0
+    browser.evaluate(f"{button}.click()")
+    assert browser.evaluate(count) == before
+    assert_silent(browser)
+
+
+def test_everything_is_readable_without_the_script(browser: Chromium, seeds_url: str):
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(seeds_url, width=1280)
+        text = browser.evaluate("document.body.innerText")
+    finally:
+        browser.send("Emulation.setScriptExecutionDisabled", value=False)
+
+    assert "edm-fdm is better than edm over 3 seeds at 95 %" in text
+    assert "Filter rows" not in text
+    assert "0.943 times the held_out of plain EDM" in text
+    assert "0013" in text
+
+
 def test_the_sweeps_answer_and_front_are_on_the_first_screen(browser: Chromium, sweep_url: str):
     browser.open(sweep_url, width=1280, height=800)
     bottom = browser.evaluate(
@@ -149,7 +308,7 @@ def test_the_answer_is_on_the_first_screen(browser: Chromium, url: str):
     assert bottom < 800
 
 
-@pytest.mark.parametrize("page", ["url", "sweep_url"])
+@pytest.mark.parametrize("page", ["url", "sweep_url", "seeds_url", "search_url"])
 def test_texts_stay_readable_on_a_phone(
     browser: Chromium, page: str, request: pytest.FixtureRequest
 ):
@@ -162,7 +321,7 @@ def test_texts_stay_readable_on_a_phone(
     assert smallest > 9
 
 
-@pytest.mark.parametrize("page", ["url", "sweep_url"])
+@pytest.mark.parametrize("page", ["url", "sweep_url", "seeds_url", "search_url"])
 def test_no_text_is_cut_at_the_edge_of_its_chart(
     browser: Chromium, page: str, request: pytest.FixtureRequest
 ):
