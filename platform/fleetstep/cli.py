@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from fleetstep.errors import FleetstepError
 from fleetstep.orchestration.termination import TERMINATED, is_terminated, sigterm_as_exit
 
 _INTERRUPTED = 130
+_MINUTE_S = 60.0
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -643,15 +645,11 @@ def tune(
         return
     from fleetstep.orchestration.search_job import run_search
 
-    result = run_search(
-        spec,
-        resume=resume.value,
-        say=None if json_ else print,
-        show=None if json_ else _print_table,
-    )
     if json_:
-        _print_json(result.as_dict())
+        _print_json(run_search(spec, resume=resume.value).as_dict())
         return
+    with _NewestTable() as newest:
+        result = run_search(spec, resume=resume.value, say=print, show=newest.show)
     _print_tables(result.tables())
     print(result.text())
 
@@ -924,6 +922,35 @@ def _print_tables(tables: Iterable[Any]) -> None:
 
 def _print_table(table: Any) -> None:
     _print_tables([table])
+
+
+class _NewestTable:
+    """The newest table alone: on a terminal in one place below what is printed, elsewhere printed
+    once a minute.
+    """
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._next = time.monotonic() + _MINUTE_S
+
+    def __enter__(self) -> _NewestTable:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, table: Any) -> None:
+        if self._console.is_terminal:
+            self._live.update(table, refresh=True)
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + _MINUTE_S
+            self._console.print(table)
 
 
 def _say_packed(manifest: Any, out: Path, as_json: bool) -> None:
