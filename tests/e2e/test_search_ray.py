@@ -24,10 +24,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 _DRIVER = [sys.executable, str(Path(scripted_search.__file__))]
 
 
-def start(file: Path, log: Path, *options: str) -> subprocess.Popen[str]:
+def start(file: Path, log: Path, *options: str, at: Path | None = None) -> subprocess.Popen[str]:
     with log.open("w") as errors:
         return subprocess.Popen(
-            [*_DRIVER, str(file), *options], stdout=subprocess.PIPE, stderr=errors, text=True
+            [*_DRIVER, str(file), *options],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=at,
         )
 
 
@@ -51,10 +55,12 @@ def test_a_search_is_interrupted_resumed_and_leaves_nothing_twice(
     tmp_path: Path, digits_path: Path
 ):
     storage, log = tmp_path / "runs", tmp_path / "log"
-    file = write_search(tmp_path / "search.yaml", ASHA, storage, digits_path)
+    file = write_search(
+        tmp_path / "search.yaml", ASHA, storage, Path(digits_path.name)
+    )  # relative paths, as the shipped searches have them
     folder = SearchFolder(storage / "searches" / "rates")
 
-    process = start(file, log)
+    process = start(file, log, at=digits_path.parent)
     deadline = time.monotonic() + 300
     while not any(r.reports for r in Ledger(folder.results).records.values()):
         assert process.poll() is None, log.read_text()[-4000:]
@@ -71,7 +77,7 @@ def test_a_search_is_interrupted_resumed_and_leaves_nothing_twice(
     # The workers saved where they were, so that nothing is trained twice.
     assert all(list(folder.run(trial).checkpoints.glob("step-*")) for trial in left)
 
-    found = finished(start(file, log), log)
+    found = finished(start(file, log, at=digits_path.parent), log)
     assert set(found["groups"]) == {"REMOVED"}
     assert found["free"] == 2.0
     trials = {trial["trial"]: trial for trial in found["result"]["trials"]}

@@ -5,8 +5,10 @@ it starts, and how its objectives are read. Runs in the trial's own process.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fleetstep import config
@@ -44,10 +46,12 @@ class TrialMaker:
     Attributes:
         search: checked.
         folder: of the search, absolute.
+        at: the driver's working folder, from which the search's relative paths lead.
     """
 
     search: SearchSpec
     folder: SearchFolder
+    at: Path = field(default_factory=Path.cwd)
 
     def __call__(self, job: TrialJob) -> TrainTrial:
         """The trial, ready to be asked for its first point; nothing of it runs yet.
@@ -55,6 +59,9 @@ class TrialMaker:
         Raises:
             FleetstepError: it cannot start, now or ever.
         """
+        # A process of its own. Where the folder is not, relative paths are refused one by one.
+        with contextlib.suppress(OSError):
+            os.chdir(self.at)
         return _train_trial(self.search, self.folder, job)
 
 
